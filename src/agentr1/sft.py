@@ -1,0 +1,163 @@
+"""`agentr1 sft`: supervised fine-tuning on tool conversations, with the rollout's own tokens.
+
+A demonstration is turned into the trajectory a rollout would have recorded, and from there on the
+codec and `segments.flatten` build ids and mask as for reinforcement learning. TRL's SFTTrainer
+does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer, get_peft_config
+
+from agentr1.codec import Codec
+from agentr1.commandline import guarded, recipe_parser, split_arguments
+from agentr1.models import load_tokenizer, resolve_model
+from agentr1.parsing import render_call
+from agentr1.progress import MetricsFile, ProgressBar
+from agentr1.recipe import build_task, find_path, load_recipe, search_roots
+from agentr1.runs import new_run_folder, write_header
+from agentr1.segments import flatten
+from agentr1.train import DEFAULT_OUTPUT, model_init_kwargs, use_our_progress
+from agentr1.types import Message, StopReason, Trajectory, Turn
+
+IGNORED = -100
+"""Label of a place that is not trained on, as in torch's cross entropy."""
+
+
+def sft(name: str, overrides: Sequence[str] = ()) -> Path:
+    """Fine-tune a recipe's policy on its demonstrations.
+
+    Args:
+        name: recipe, see `recipe.find_recipe`; its `demonstrations` names a JSONL of
+            `{"messages": [...]}` in the Hugging Face form.
+        overrides: command-line options that overrule the recipe's keys.
+
+    Returns:
+        The run's folder; the policy is in `final/`.
+
+    Raises:
+        ValueError, FileNotFoundError: a mistake in the recipe, the command or a demonstration.
+    """
+    recipe = load_recipe(name, overrides, training=SFTConfig)
+    if recipe.arguments.demonstrations is None:
+        raise ValueError(f"recipe {recipe.name} names no demonstrations; set `demonstrations:`")
+    demonstrations = find_path(recipe.arguments.demonstrations, "demonstrations")
+    task = build_task(recipe.arguments)
+    source = resolve_model(recipe.model.model_name_or_path, search_roots())
+    tokenizer = load_tokenizer(source)
+    codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
+    dataset = Dataset.from_list(list(training_rows(read_conversations(demonstrations), codec)))
+    config = recipe.training
+    named = config.output_dir not in (None, DEFAULT_OUTPUT)
+    folder = Path(config.output_dir) if named else new_run_folder(recipe.name)
+    config.output_dir = str(folder)
+    config.model_init_kwargs = model_init_kwargs(recipe.model) | (config.model_init_kwargs or {})
+    config.dataset_kwargs = {"skip_prepare_dataset": True}
+    if PartialState().is_main_process:
+        write_header(folder, recipe.text, ["agentr1", *sys.argv[1:]])
+    trainer = SFTTrainer(
+        model=source.path_or_id,
+        args=config,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(recipe.model),
+    )
+    use_our_progress(trainer, [ProgressBar(), MetricsFile(folder)])
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model(str(folder / "final"))
+    print(f"the policy is in {folder / 'final'}")
+    return folder
+
+
+def read_conversations(path: Path) -> Iterator[list[Mapping[str, Any]]]:
+    """Read `{"messages": [...]}` lines.
+
+    Raises:
+        ValueError: a line is no such object; the message names file and line.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
+                raise ValueError(
+                    f"{path}:{number}: expected {{'messages': [...]}}, got {line[:80]}"
+                )
+            yield record["messages"]
+
+
+def training_rows(
+    conversations: Iterable[Sequence[Mapping[str, Any]]], codec: Codec
+) -> Iterator[dict[str, list[int]]]:
+    """Ids and labels of each conversation; only the assistant's own tokens are labelled."""
+    for conversation in conversations:
+        for segment in flatten(recorded(conversation, codec)):
+            unlabelled = [IGNORED] * len(segment.prompt_ids)
+            pairs = zip(segment.completion_ids, segment.loss_mask, strict=True)
+            yield {
+                "input_ids": [*segment.prompt_ids, *segment.completion_ids],
+                "labels": unlabelled + [token if kept else IGNORED for token, kept in pairs],
+            }
+
+
+def recorded(conversation: Sequence[Mapping[str, Any]], codec: Codec) -> Trajectory:
+    """The trajectory of which a conversation is the transcript.
+
+    Args:
+        conversation: messages in the Hugging Face form; assistant messages may hold `tool_calls`.
+        codec: of the policy's tokenizer.
+
+    Raises:
+        ValueError: no assistant message, or one that opens the conversation.
+    """
+    messages = [_message(m) for m in conversation]
+    spoken = [i for i, m in enumerate(messages) if m.role == "assistant"]
+    if not spoken or spoken[0] == 0:
+        raise ValueError(
+            "a demonstration needs a question and then at least one assistant message, got roles "
+            f"{[m.role for m in messages]}"
+        )
+    prompt = tuple(messages[: spoken[0]])
+    turns = []
+    for k, start in enumerate(spoken):
+        end = spoken[k + 1] if k + 1 < len(spoken) else len(messages)
+        action_ids, shown = codec.action(messages[start].content), tuple(messages[start + 1 : end])
+        turns.append(
+            Turn(
+                action_ids=action_ids,
+                logprobs=(0.0,) * len(action_ids),
+                message=messages[start],
+                observation_ids=codec.observation(shown, action_ids) if shown else (),
+                prompt_ids=codec.prompt(prompt) if k == 0 else None,
+                observation=shown,
+            )
+        )
+    return Trajectory({}, prompt, tuple(turns), StopReason.ENVIRONMENT)
+
+
+def _message(message: Mapping[str, Any]) -> Message:
+    content = str(message.get("content") or "")
+    calls = [
+        render_call(call["function"]["name"], call["function"]["arguments"])
+        for call in message.get("tool_calls") or ()
+    ]
+    text = "\n".join(part for part in (content, *calls) if part)
+    return Message(message["role"], text, name=message.get("name"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`agentr1 sft RECIPE [--key value ...]`."""
+    parser = recipe_parser("sft", "Fine-tune a policy on demonstrations.")
+    args, overrides = split_arguments(parser, argv)
+    return guarded(lambda: sft(args.recipe, overrides), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

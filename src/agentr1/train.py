@@ -1,0 +1,230 @@
+"""`agentr1 train`: a recipe, from its YAML to a tested policy. Read it top to bottom.
+
+Run by the console script, or as `accelerate launch ... -m agentr1.train RECIPE`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, get_kbit_device_map, get_peft_config, get_quantization_config
+
+from agentr1.codec import Codec
+from agentr1.compare import compare
+from agentr1.commandline import guarded, recipe_parser, split_arguments
+from agentr1.data import to_dataset
+from agentr1.hub import push_run
+from agentr1.models import load_tokenizer, resolve_model
+from agentr1.progress import MetricsFile, ProgressBar
+from agentr1.recipe import Recipe, Task, build_task, load_recipe, search_roots
+from agentr1.runs import (
+    drop_metrics_after,
+    new_run_folder,
+    newest_resumable,
+    write_header,
+    write_json,
+    write_scores,
+)
+from agentr1.scoring import summary
+from agentr1.trainer import AgentTrainer
+
+DEFAULT_OUTPUT = "trainer_output"
+"""TRL's default output folder, which means here: make one under `runs/`."""
+
+
+def train(
+    name: str, overrides: Sequence[str] = (), dry_run: bool = False, resume: bool = False
+) -> Path | None:
+    """Train a recipe's policy and test it before and after.
+
+    Args:
+        name: recipe, see `recipe.find_recipe`.
+        overrides: command-line options that overrule the recipe's keys.
+        dry_run: resolve everything, load no weights, make no folder.
+        resume: continue the newest run of this recipe from its newest complete checkpoint.
+
+    Returns:
+        The run's folder, None for a dry run.
+
+    Raises:
+        ValueError, FileNotFoundError: a mistake in the recipe or the command.
+    """
+    start = time.monotonic()
+    recipe = load_recipe(name, overrides)
+    recipe.training.check_for_environment()
+    task = build_task(recipe.arguments)
+    source = resolve_model(recipe.model.model_name_or_path, search_roots())
+    tokenizer = load_tokenizer(source)
+    codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
+    if dry_run:
+        print(_description(recipe, task, codec))
+        return None
+    folder = _run_folder(recipe, resume)
+    checkpoint = get_last_checkpoint(str(folder)) if resume else None
+    if PartialState().is_main_process:
+        _prepare_folder(folder, recipe, checkpoint)
+    trainer = _make_trainer(recipe, task, source.path_or_id, tokenizer, folder)
+    _assert_world(trainer)
+    _test(trainer, task, folder, "before")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(folder / "final"))
+    _test(trainer, task, folder, "after")
+    if trainer.accelerator.is_main_process:
+        _finish(recipe, folder, time.monotonic() - start)
+    trainer.accelerator.wait_for_everyone()
+    trainer.end()
+    return folder
+
+
+def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` that a `ModelConfig` stands for, as TRL's scripts."""
+    kwargs: dict[str, Any] = {
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation or "sdpa",
+        "revision": model.model_revision,
+    }
+    quantization = get_quantization_config(model)
+    if quantization is not None:
+        kwargs |= {"quantization_config": quantization, "device_map": get_kbit_device_map()}
+    return kwargs
+
+
+def use_our_progress(trainer: Any, callbacks: Sequence[TrainerCallback]) -> None:
+    """Replace the Trainer's own bar and printer."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+
+
+def _make_trainer(
+    recipe: Recipe, task: Task, model: str, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> AgentTrainer:
+    config = recipe.training
+    config.output_dir = str(folder)
+    config.model_init_kwargs = model_init_kwargs(recipe.model) | (config.model_init_kwargs or {})
+    trainer = AgentTrainer(
+        model=model,
+        reward_funcs=task.rewards,
+        args=config,
+        train_dataset=to_dataset(task.train),
+        eval_dataset=to_dataset(task.dev) if config.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(recipe.model),
+        env_factory=task.env_factory,
+        metrics=task.metrics,
+    )
+    use_our_progress(trainer, [ProgressBar(), MetricsFile(folder)])
+    return trainer
+
+
+def _run_folder(recipe: Recipe, resume: bool) -> Path:
+    """The same folder on every process, chosen by the first."""
+    chosen: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            named = recipe.training.output_dir not in (None, DEFAULT_OUTPUT)
+            if named:
+                chosen = [Path(recipe.training.output_dir)]
+            else:
+                chosen = [newest_resumable(recipe.name) if resume else new_run_folder(recipe.name)]
+        except OSError as error:  # every process must hear of it, or the others wait for ever
+            chosen = [error]
+    broadcast_object_list(chosen)
+    if isinstance(chosen[0], OSError):
+        raise chosen[0]
+    return chosen[0]
+
+
+def _prepare_folder(folder: Path, recipe: Recipe, checkpoint: str | None) -> None:
+    if checkpoint is not None:
+        drop_metrics_after(folder, int(checkpoint.rpartition("-")[2]))
+        return
+    write_header(folder, recipe.text, ["agentr1", *sys.argv[1:]])
+
+
+def _assert_world(trainer: AgentTrainer) -> None:
+    """Refuse to start where the launcher made another number of processes than it said."""
+    accelerator = trainer.accelerator
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    mine = torch.tensor([accelerator.process_index], device=accelerator.device)
+    seen = accelerator.gather(mine).tolist()
+    if accelerator.num_processes != expected or seen != list(range(expected)):
+        raise RuntimeError(
+            f"WORLD_SIZE is {expected}, but accelerate sees {accelerator.num_processes} processes "
+            f"and a gather returned ranks {seen}; launch with one of recipes/accelerate/*.yaml"
+        )
+
+
+def _test(trainer: AgentTrainer, task: Task, folder: Path, name: str) -> None:
+    """Greedy test of the current policy, kept in `evaluation/`; a resumed run keeps 'before'."""
+    path = folder / "evaluation" / f"{name}.jsonl"
+    if name == "before" and path.exists():
+        return
+    scored = trainer.play_greedily(task.test)
+    if trainer.accelerator.is_main_process:
+        write_scores(path, scored)
+        write_json(path.with_suffix(".json"), summary(scored))
+    trainer.accelerator.wait_for_everyone()
+
+
+def _finish(recipe: Recipe, folder: Path, seconds: float) -> None:
+    results = {
+        name: json.loads((folder / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("before", "after")
+    }
+    write_json(folder / "eval.json", {**results, "seconds": round(seconds, 1)})
+    sides = [(n, folder / "evaluation" / f"{n}.jsonl") for n in ("before", "after")]
+    metric = recipe.arguments.metrics[0].rpartition(".")[2].removesuffix("_reward")
+    compare(sides[0], sides[1], metric, title=f"{recipe.name} on held-out rows")
+    print(f"{seconds:.0f} s in all; everything about this run is in {folder}")
+    if recipe.training.push_to_hub:
+        repo = recipe.training.hub_model_id or recipe.name.replace("/", "-")
+        print(f"pushed to {push_run(folder, repo, private=bool(recipe.training.hub_private_repo))}")
+
+
+def _description(recipe: Recipe, task: Task, codec: Codec) -> str:
+    """What a dry run resolved."""
+    config = recipe.training
+    tools = [schema["function"]["name"] for schema in codec.tools]
+    rollouts = config.generation_batch_size
+    return "\n".join(
+        [
+            f"recipe {recipe.name}: everything resolves",
+            f"  policy     {recipe.model.model_name_or_path}",
+            f"  rows       {len(task.train)} train, {len(task.dev)} dev, {len(task.test)} test",
+            f"  tools      {tools}",
+            f"  rewards    {recipe.arguments.rewards} + process {recipe.arguments.process_rewards}",
+            f"  algorithm  {config.algorithm}, loss {config.loss_type}",
+            f"  rollouts   {rollouts} a step = {rollouts // config.num_generations} rows x "
+            f"{config.num_generations}, at most {config.max_turns} turns and "
+            f"{config.max_completion_length} tokens each",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`agentr1 train RECIPE [--dry-run] [--resume] [--key value ...]`."""
+    parser = recipe_parser("train", "Train a policy with reinforcement learning, then test it.")
+    parser.add_argument("--dry-run", action="store_true", help="resolve everything, load nothing")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the newest complete checkpoint"
+    )
+    args, overrides = split_arguments(parser, argv)
+    return guarded(lambda: train(args.recipe, overrides, args.dry_run, args.resume), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

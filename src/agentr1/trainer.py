@@ -1,0 +1,340 @@
+"""GRPOTrainer with agentr1's rollout in front of it and credit per turn behind it.
+
+The trainer knows tensors and never turns, only `turn_ids`. It hands rows to the rollout, gives
+TRL the tokens and the mask, and afterwards replaces TRL's one advantage per sequence where turns
+were paid or the algorithm asks for it. Loss, optimisation, distribution, logging and checkpoints
+are TRL's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from agentr1.advantages import combine, turn_leave_one_out
+from agentr1.algorithms import ALGORITHMS
+from agentr1.codec import Codec
+from agentr1.config import AgentConfig
+from agentr1.engines.base import Sampling
+from agentr1.engines.in_process import InProcessEngine
+from agentr1.envs.base import EnvFactory
+from agentr1.scoring import Metric, Scored, episode_means, score
+from agentr1.rollout import Limits, rollout_batch
+from agentr1.runs import write_trajectories
+from agentr1.segments import flatten
+from agentr1.types import OBSERVATION_TURN, Row, Segment, Trajectory
+
+_ASIDE = "_incomplete"
+"""Checkpoints are written in this folder and moved out when complete."""
+
+
+class AgentTrainer(GRPOTrainer):
+    """Train a policy in a multi-turn environment.
+
+    Without `env_factory` and with `algorithm=None` this is `GRPOTrainer`, to the last bit.
+
+    Contact with TRL 1.16 and transformers, pinned by `tests/test_trl_contract.py`:
+
+    | what | how |
+    |---|---|
+    | `rollout_func` (public attribute), its key `env_mask` | set after construction |
+    | `_generate_and_score_completions`, `_calculate_rewards` | `super()` around: keep rows, rewards; replace `advantages` |
+    | `_save_checkpoint`, `_get_output_dir` (transformers) | `super()` around: write aside, then rename |
+    | `evaluate` (public) | greedy rollouts where there is an environment |
+    | `_log_metric` | private call: averages over ranks |
+    | `mask_truncated_completions` | private write: the rollout decides what is truncated |
+    | reads: `temperature`, `num_generations`, `reward_weights`, `model_wrapped`, `processing_class` | |
+    | `unwrap_model_for_generation` | gathers ZeRO-3 parameters once around a rollout |
+
+    Args:
+        *args: as in `GRPOTrainer`.
+        env_factory: makes one environment per episode. Excludes `tools`, `rollout_func` and
+            `environment_factory`, which are TRL's own ways.
+        metrics: name to metric, for evaluation and for the batch's log.
+        **kwargs: as in `GRPOTrainer`.
+
+    Raises:
+        ValueError: settings that clash; see `AgentConfig`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        env_factory: EnvFactory | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        name = getattr(self.args, "algorithm", None)
+        self._algorithm = ALGORITHMS[name] if name else None
+        self._env_factory = env_factory
+        self._metric_functions = dict(metrics or {})
+        self._reward_table: Tensor | None = None
+        if env_factory is not None:
+            self._prepare_rollouts(env_factory, kwargs)
+
+    def _prepare_rollouts(self, env_factory: EnvFactory, kwargs: Mapping[str, Any]) -> None:
+        clash = [k for k in ("tools", "rollout_func", "environment_factory") if kwargs.get(k)]
+        if clash or not isinstance(self.args, AgentConfig):
+            raise ValueError(
+                "env_factory needs an AgentConfig and excludes tools, rollout_func and "
+                f"environment_factory, got {type(self.args).__name__} and {clash}; keep one way"
+            )
+        self.args.check_for_environment()
+        self.rollout_func = self._play_batch
+        # TRL asks only whether the last id is an eos; we know why each episode ended.
+        self._mask_truncated = self.mask_truncated_completions
+        self.mask_truncated_completions = False
+        self._limits = Limits(
+            max_turns=self.args.max_turns,
+            max_completion_length=self.args.max_completion_length,
+            max_turn_tokens=self.args.max_turn_tokens,
+            max_seconds=self.args.max_episode_seconds,
+        )
+        model = self.accelerator.unwrap_model(self.model)
+        schemas = env_factory().tool_schemas
+        self.codec = Codec(self.processing_class, schemas, model.config.name_or_path)
+        stop_ids = self.codec.stop_ids.union(self.eos_token_ids)
+        self._engine = InProcessEngine(model, sorted(stop_ids), self.args.max_slots)
+        self._batches_of_step = (-1, 0)
+
+    # Rollout ------------------------------------------------------------------------------
+
+    def _play(self, rows: Sequence[Row], samplings: Sequence[Sampling]) -> list[Trajectory]:
+        """Play rows on this process; parameters are gathered once, before the first turn."""
+        was_training = self.model.training
+        assert self._env_factory is not None  # callers check
+        with (
+            torch.no_grad(),
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            ) as model,
+        ):
+            model.eval()  # dropout would sample from another policy than the trained one
+            try:
+                self._engine.sync(model)
+                return asyncio.run(
+                    rollout_batch(
+                        rows,
+                        self._env_factory,
+                        self.codec,
+                        self._engine,
+                        limits=self._limits,
+                        samplings=samplings,
+                    )
+                )
+            finally:
+                self._engine.sync(model)  # free the cache for the update
+                model.train(was_training)
+
+    def _play_batch(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
+        """TRL's `rollout_func`: one completion per row, in order."""
+        rows = self._rows
+        if len(rows) != len(prompts):
+            raise RuntimeError(f"TRL asked for {len(prompts)} completions of {len(rows)} rows")
+        samplings = [
+            Sampling(max_tokens=1, temperature=self.temperature, seed=seed)
+            for seed in self._seeds(len(rows))
+        ]
+        trajectories = self._play(rows, samplings)
+        segments = [_single_segment(t) for t in trajectories]
+        self._episodes, self._segments = trajectories, segments
+        self._refuse_noise(trajectories)
+        return {
+            "prompt_ids": [list(s.prompt_ids) for s in segments],
+            "completion_ids": [list(s.completion_ids) for s in segments],
+            "logprobs": [list(s.logprobs) for s in segments],
+            "env_mask": [self._mask(s, t) for s, t in zip(segments, trajectories, strict=True)],
+            "trajectories": trajectories,
+        }
+
+    def _mask(self, segment: Segment, trajectory: Trajectory) -> list[int]:
+        if self._mask_truncated and not trajectory.stop_reason.is_terminal:
+            return [0] * len(segment.loss_mask)
+        return list(segment.loss_mask)
+
+    def _seeds(self, count: int) -> list[int]:
+        """One seed per rollout, a function of run seed, step, process and position alone.
+
+        So a resumed run draws what the uninterrupted one would have drawn.
+        """
+        step, batches = self._batches_of_step
+        batches = batches + 1 if step == self.state.global_step else 0
+        self._batches_of_step = (self.state.global_step, batches)
+        place = (self.args.seed, self.state.global_step, batches, self.accelerator.process_index)
+        draws = random.Random(repr(place))
+        return [draws.getrandbits(40) for _ in range(count)]
+
+    def _refuse_noise(self, trajectories: Sequence[Trajectory]) -> None:
+        """Stop on all ranks together when too many turns met an infrastructure fault."""
+        turns = [turn for t in trajectories for turn in t.turns]
+        local = torch.tensor(
+            [[sum(t.fault is not None for t in turns), len(turns)]], device=self.accelerator.device
+        )
+        faults, total = self.accelerator.gather(local).sum(0).tolist()
+        if faults > self.args.max_fault_share * total:
+            example = next((t.fault for t in turns if t.fault), "on another process")
+            raise RuntimeError(
+                f"{faults} of {total} turns met an infrastructure fault, more than "
+                f"max_fault_share={self.args.max_fault_share}: {example}; check the tools' servers "
+                "or raise their timeout"
+            )
+
+    # Credit -------------------------------------------------------------------------------
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        table = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._reward_table = table  # (B_global, F)
+        if self._env_factory is not None and self.model.training:
+            self._log_batch()  # here, because TRL averages pending metrics right after rewards
+        return table
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        training = self.model.training
+        # Copies: TRL writes the trajectories into its rows, which would then hold themselves.
+        self._rows = [dict(row) for row in inputs]
+        output = super()._generate_and_score_completions(inputs)
+        if training:
+            output["advantages"] = self._outcome_advantages(output["advantages"])
+            if self._env_factory is not None:
+                output["advantages"] = self._with_process_rewards(output)
+        return output
+
+    def _outcome_advantages(self, advantages: Tensor) -> Tensor:
+        """TRL's `(B,)`, or the algorithm's own on the global batch, cut to this process."""
+        if self._algorithm is None or self._algorithm.outcome_advantage is None:
+            return advantages
+        table = self._reward_table
+        assert table is not None  # `super()` has just filled it
+        rewards = (table * self.reward_weights.to(table.device)).nansum(dim=1)  # (B_global,)
+        rewards[table.isnan().all(dim=1)] = torch.nan
+        everyone = self._algorithm.outcome_advantage(rewards, self.num_generations)
+        start = self.accelerator.process_index * len(advantages)
+        return everyone[start : start + len(advantages)]
+
+    def _with_process_rewards(self, output: dict[str, Any]) -> Tensor:
+        """`(B,)` where no turn was paid, else `(B, T)` with each turn's own credit."""
+        outcome: Tensor = output["advantages"]
+        if not any(any(t.process_rewards) for t in self._episodes):
+            return outcome
+        self.args.check_for_turn_advantages()
+        paid = [torch.tensor(t.process_rewards) for t in self._episodes]
+        process = turn_leave_one_out(
+            pad_sequence(paid, batch_first=True).to(outcome),  # (B, K)
+            torch.tensor([len(p) for p in paid], device=outcome.device),
+            self.num_generations,
+            self.args.turn_discount,
+        )
+        width = output["completion_ids"].shape[1]
+        turn_ids = torch.full((len(paid), width), OBSERVATION_TURN, device=outcome.device)
+        for i, segment in enumerate(self._segments):
+            turn_ids[i, : len(segment.turn_ids)] = torch.tensor(segment.turn_ids)
+        return combine(outcome, process, turn_ids)
+
+    def _log_batch(self) -> None:
+        for name, value in episode_means(self._episodes).items():
+            self._log_metric(f"rollout/{name}", value)
+        for scored in score(self._episodes, self._metric_functions):
+            for name, value in scored.values.items():
+                self._log_metric(f"rollout/{name}", value)
+        every = self.args.trajectory_steps
+        if every and self.state.global_step % every == 0:
+            folder = Path(self.args.output_dir) / "trajectories"
+            rank = self.accelerator.process_index
+            write_trajectories(folder, self.state.global_step, rank, self._episodes)
+
+    # Evaluation and checkpoints -----------------------------------------------------------
+
+    def play_greedily(self, rows: Sequence[Row]) -> list[Scored]:
+        """Play rows once each with temperature 0, shared among the processes, and score them.
+
+        Args:
+            rows: dataset rows with unique ids.
+
+        Returns:
+            Records of all rows, in order, on every process.
+        """
+        mine = list(rows)[self.accelerator.process_index :: self.accelerator.num_processes]
+        greedy = [Sampling(max_tokens=1, temperature=0.0)] * len(mine)
+        scored = score(self._play(mine, greedy), self._metric_functions)
+        found = {record.row_id: record for record in gather_object(scored)}
+        return [found[str(row["id"])] for row in rows]
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Greedy rollouts where there is an environment, TRL's evaluation otherwise."""
+        if self._env_factory is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        scored = self.play_greedily(list(eval_dataset or self.eval_dataset))
+        names = scored[0].values
+        means = {n: sum(s.values[n] for s in scored) / len(scored) for n in names}
+        means |= episode_means([s.trajectory for s in scored])
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / _ASIDE) if getattr(self, "_saving", False) else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the checkpoint aside and rename it: none that bears the name is incomplete."""
+        final = (
+            Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        )
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        aside = final.parent / _ASIDE / final.name
+        if self.state.best_model_checkpoint == str(aside):
+            self.state.best_model_checkpoint = str(final)
+        if self.args.should_save:
+            self.state.save_to_json(str(aside / "trainer_state.json"))
+            if final.exists():
+                final.rename(aside.parent / f"old-{final.name}")
+            aside.rename(final)
+            shutil.rmtree(aside.parent)
+            rotate_checkpoints(
+                output_dir=str(final.parent),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+
+
+def _single_segment(trajectory: Trajectory) -> Segment:
+    segments = flatten(trajectory)
+    if len(segments) > 1:
+        raise ValueError(
+            f"the environment rewrote the context of row {trajectory.row.get('id')!r}, which makes "
+            f"{len(segments)} training rows of one episode; training takes append-only episodes, "
+            "so leave StepResult.rewrite unset"
+        )
+    return segments[0]

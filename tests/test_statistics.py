@@ -1,0 +1,95 @@
+"""Intervals: right where theory knows, deterministic, and defined for awkward samples."""
+
+import numpy as np
+import pytest
+
+from agentr1.statistics import Interval, mean_ci, paired_difference, unpaired_difference
+
+
+def test_mean_ci_agrees_with_normal_theory_on_a_large_sample():
+    values = np.random.default_rng(1).normal(3.0, 2.0, size=400)
+    interval = mean_ci(values.tolist())
+    half = 1.96 * values.std() / 400**0.5
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.05 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.05 * half)
+    assert interval.n == 400
+
+
+def test_mean_ci_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    samples = rng.random((60, 50)) < 0.4
+    intervals = [mean_ci(sample.astype(float).tolist()) for sample in samples]
+    covered = sum(i.low <= 0.4 <= i.high for i in intervals)
+    assert 52 <= covered <= 60
+
+
+def test_more_confidence_is_a_wider_interval():
+    values = [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
+    narrow, wide = mean_ci(values, confidence=0.5), mean_ci(values, confidence=0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_the_same_seed_gives_the_same_interval():
+    values = np.random.default_rng(3).random(30).tolist()
+    assert mean_ci(values, seed=1) == mean_ci(values, seed=1)
+    assert mean_ci(values, seed=1) != mean_ci(values, seed=2)
+
+
+@pytest.mark.parametrize("values", [[0.7], [0.0] * 5, [1.0] * 5])
+def test_without_spread_the_interval_has_no_width(values):
+    assert mean_ci(values) == Interval(values[0], values[0], values[0], len(values))
+
+
+def test_blocks_of_resamples_do_not_change_the_result(monkeypatch):
+    values = np.random.default_rng(4).random(40).tolist()
+    whole = mean_ci(values)
+    monkeypatch.setattr("agentr1.statistics._DRAWS_AT_ONCE", 1_000)
+    assert mean_ci(values) == whole
+
+
+def test_pairing_finds_a_small_difference_that_the_unpaired_interval_cannot():
+    rng = np.random.default_rng(5)
+    difficulty = rng.normal(0, 10, size=50)
+    gain = rng.normal(1.0, 0.5, size=50)
+    b = {str(i): float(x) for i, x in enumerate(difficulty)}
+    a = {str(i): float(x) for i, x in enumerate(difficulty + gain)}
+    paired = paired_difference(a, b)
+    unpaired = unpaired_difference(list(a.values()), list(b.values()))
+    assert paired.mean == pytest.approx(gain.mean())
+    assert unpaired.mean == pytest.approx(gain.mean())
+    assert 0 < paired.low < paired.high
+    assert unpaired.low < 0 < unpaired.high
+    assert (paired.n, unpaired.n) == (50, 100)
+
+
+def test_the_order_of_the_rows_does_not_matter_to_a_pair():
+    a = {"x": 1.0, "y": 0.0, "z": 1.0}
+    b = {"z": 0.0, "x": 1.0, "y": 1.0}
+    assert paired_difference(a, b) == paired_difference(dict(reversed(a.items())), b)
+    assert paired_difference(a, b).mean == pytest.approx(0.0)
+
+
+def test_unpaired_agrees_with_normal_theory():
+    rng = np.random.default_rng(6)
+    a, b = rng.normal(2, 1, size=300), rng.normal(1, 3, size=200)
+    interval = unpaired_difference(a.tolist(), b.tolist())
+    half = 1.96 * (a.var() / 300 + b.var() / 200) ** 0.5
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.05)
+
+
+def test_different_rows_are_no_pairs():
+    with pytest.raises(ValueError, match="2 and 2 ids of which 1 are shared"):
+        paired_difference({"x": 1.0, "y": 1.0}, {"x": 1.0, "z": 0.0})
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")], [[1.0], [2.0]]])
+def test_values_without_a_mean_are_refused(values):
+    with pytest.raises(ValueError, match="at least one finite number"):
+        mean_ci(values)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
+def test_confidence_is_a_share(confidence):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        mean_ci([1.0, 2.0], confidence=confidence)
