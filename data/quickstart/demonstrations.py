@@ -17,18 +17,15 @@ from world import TOP_K, Names, Question, World, draw_questions, make_world, pas
 
 from agentr1.retrieval.base import Passage
 from agentr1.retrieval.bm25 import Bm25Index
+from agentr1.tools.search import Search
 
 SYSTEM_PROMPT = "Answer with the tool's help. Reply with the answer alone."
 SEARCH_SCHEMA: dict[str, Any] = {
     "type": "function",
     "function": {
-        "name": "search",
-        "description": "Search the corpus for passages.",
-        "parameters": {
-            "type": "object",
-            "properties": {"query": {"type": "string", "description": "What to look for."}},
-            "required": ["query"],
-        },
+        "name": Search.name,
+        "description": Search.description,
+        "parameters": dict(Search.parameters),
     },
 }
 NO_RESULTS = "No results."

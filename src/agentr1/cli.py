@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 VERBS = {
@@ -25,11 +27,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"usage: agentr1 VERB ... (agentr1 VERB --help tells more)\n\n{lines}")
         known = not arguments or arguments[0] in ("-h", "--help", "help")
         return 0 if known else _unknown(arguments[0])
-    # Libraries that would chatter over the progress bar; a user's own setting wins.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _quieten()
     verb = arguments[0]
     module = importlib.import_module(_MODULES.get(verb, f"agentr1.{verb}"))
     return module.main(arguments[1:])
+
+
+def _quieten() -> None:
+    """Silence libraries that chatter over the progress bar; a user's own settings win."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
 def _unknown(verb: str) -> int:

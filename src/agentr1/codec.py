@@ -12,6 +12,7 @@ itself is unchanged, and text without such names is encoded exactly as the templ
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,8 @@ class Codec:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids at which generation of a turn stops: the template's end of turn and the eos."""
-        return frozenset({self.end_of_turn_ids[-1], self.tokenizer.eos_token_id})
+        eos: Any = self.tokenizer.eos_token_id
+        return frozenset({self.end_of_turn_ids[-1], eos})
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Encode a whole conversation up to the policy's next action.
@@ -130,14 +132,12 @@ class Codec:
     def _working_template(self) -> str:
         """The first template that appends without rewriting: own, borrowed, TRL's training one."""
         own = self.tokenizer.chat_template
-        candidates = [own] if isinstance(own, str) else []
+        candidates: list[str | None] = [own] if isinstance(own, str) else []
         lowered = self.name.lower()
         candidates += [text for part, text in BORROWED_TEMPLATES.items() if part in lowered]
         if candidates:
-            try:
+            with contextlib.suppress(ValueError):  # TRL has none for this family
                 candidates.append(get_training_chat_template(self.tokenizer))
-            except ValueError:  # TRL has none for this family
-                pass
         for template in filter(None, candidates):
             if self._appends(template):
                 return template
@@ -180,9 +180,10 @@ class Codec:
         generation_prompt: bool = False,
         template: str | None = None,
     ) -> str:
+        tools: Any = self.tools or None  # the stubs want a list of another type
         rendered = self.tokenizer.apply_chat_template(
             [_as_dict(message) for message in messages],
-            tools=self.tools or None,
+            tools=tools,
             chat_template=template or self._template,
             add_generation_prompt=generation_prompt,
             tokenize=False,
@@ -210,8 +211,10 @@ class Codec:
         return tuple(token for piece in encoded for token in piece)
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        return str(
+            self.tokenizer.decode(
+                list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
         )
 
 

@@ -107,7 +107,7 @@ class AgentConfig(GRPOConfig):
                 f"{self.use_transformers_continuous_batching}; unset both"
             )
         local_batch = self.per_device_train_batch_size * (self.steps_per_generation or 1)
-        if local_batch % self.num_generations:
+        if local_batch % (self.num_generations or 1):
             raise ValueError(
                 f"a group of {self.num_generations} rollouts must not span processes, but each "
                 f"process generates per_device_train_batch_size x steps_per_generation = "
@@ -156,10 +156,10 @@ class RecipeArguments:
         default_factory=list,
         metadata={
             "help": "Dotted paths of tools; a path to a function or class that is no tool itself "
-            "is called with the corpus path and `top_k` to make one."
+            "is called with the corpus path and `search_top_k` to make one."
         },
     )
-    top_k: int = field(default=3, metadata={"help": "Passages one search returns."})
+    search_top_k: int = field(default=3, metadata={"help": "Passages one search returns."})
     tool_timeout: float = field(default=30.0, metadata={"help": "Seconds one call may take."})
     tool_concurrency: int = field(default=32, metadata={"help": "Calls of one tool at once."})
     tool_max_chars: int = field(

@@ -10,13 +10,14 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from agentr1.codec import Codec
 from agentr1.commandline import guarded, recipe_parser, split_arguments
 from agentr1.engines.in_process import InProcessEngine
-from agentr1.models import load_policy, resolve_model
+from agentr1.models import load_policy, load_tokenizer, resolve_model
 from agentr1.recipe import Recipe, Task, build_task, load_recipe, search_roots
 from agentr1.rollout import Limits
 from agentr1.runs import new_run_folder, write_header, write_json, write_scores
@@ -47,10 +48,12 @@ def load_player(name: str, overrides: Sequence[str] = (), policy: str | None = N
     """
     recipe = load_recipe(name, overrides)
     task = build_task(recipe.arguments)
-    model_name = policy or recipe.model.model_name_or_path
+    model_name = policy or str(recipe.model.model_name_or_path)
     final = Path(model_name) / "final"
     source = resolve_model(str(final) if final.is_dir() else model_name, search_roots())
-    model, tokenizer = load_policy(source, dtype=recipe.model.dtype)
+    tokenizer = load_tokenizer(source, search_roots())
+    dtype = str(recipe.model.dtype)
+    model: Any = load_policy(source, search_roots(), dtype=dtype, attn_implementation="sdpa")
     model.to("cuda" if torch.cuda.is_available() and not recipe.training.use_cpu else "cpu").eval()
     codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
     config = recipe.training

@@ -48,6 +48,7 @@ _SETTINGS = (
     "max_steps",
     "seed",
 )
+_EPISODE_MEANS = ("turns", "calls", "mistakes", "faults", "truncated")
 # A token in a recipe or on a command line must not become public with them.
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -84,8 +85,7 @@ Made with:
 {usage}
 ```
 
-This card was written by [agentr1](https://arxiv.org/abs/2511.14460) from the run's own files:
-{evidence}.
+This card was written by agentr1 from the run's own files: {evidence}.
 """
 
 
@@ -144,7 +144,7 @@ def push_run(
 
     Args:
         run_dir: the run folder; see `weights_folder` for where its weights are looked for.
-        repo_id: "user/name"; made when it does not exist.
+        repo_id: "user/name", or "name" under the token's account; made when it does not exist.
         private: visibility of a new repository; unset leaves it to the account's default.
         datasets: as in `model_card`.
         token: access token; by default the one the Hub client finds.
@@ -166,9 +166,10 @@ def push_run(
     for file in _EVIDENCE:
         if (run / file).is_file():
             files[file] = _TOKEN.sub("hf_***", _read(run / file)).encode()
-    files["README.md"] = model_card(run, name=repo_id, datasets=datasets).encode()
     api = HfApi(token=token)
+    # The answer names the account too, where `repo_id` leaves it out.
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    files["README.md"] = model_card(run, name=repo_id, datasets=datasets).encode()
     commit = api.create_commit(
         repo_id,
         [CommitOperationAdd(path_in_repo=name, path_or_fileobj=f) for name, f in files.items()],
@@ -255,7 +256,7 @@ def _summary(base: str | None, adapter: Mapping[str, Any] | None, recipe: Mappin
     how = f" with `{algorithm}`" if algorithm else ""
     return (
         f"A tool-using agent: {kind} {where}, trained by multi-turn reinforcement learning{how} "
-        "in [agentr1](https://arxiv.org/abs/2511.14460), on TRL."
+        "after [Agent-R1](https://arxiv.org/abs/2511.14460), with agentr1 on TRL."
     )
 
 
@@ -285,9 +286,18 @@ def _evaluation_table(evaluation: Mapping[str, Any]) -> str:
             rows.append((label, metric, f"{value:.3f}", bounds, count))
         if not any(row[0] == label for row in rows):
             rows.append((label, NOT_MEASURED, NOT_MEASURED, NOT_MEASURED, NOT_MEASURED))
-    seconds = evaluation.get("seconds")
-    took = f"\n\nThe run took {float(seconds):.0f} s." if seconds is not None else ""
-    return _table(("policy", "metric", "value", "95% interval", "rows"), rows) + took
+    table = _table(("policy", "metric", "value", "95% interval", "rows"), rows)
+    return "\n\n".join([table, *_remarks(evaluation)])
+
+
+def _remarks(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """How the episodes after training went, faults of the tools included, and what it took."""
+    after = _mapping(evaluation.get("after"), Path("eval.json"))
+    means = [f"{after[name]:.2f} {name}" for name in _EPISODE_MEANS if name in after]
+    if means:
+        yield f"Means of an episode after training: {', '.join(means)}."
+    if evaluation.get("seconds") is not None:
+        yield f"The run took {float(evaluation['seconds']):.0f} s."
 
 
 def _eval_results(

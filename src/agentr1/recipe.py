@@ -26,7 +26,6 @@ from agentr1.envs.check import check_env
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.scoring import Metric
 from agentr1.tools.base import Tool, ToolPolicy, ToolRunner
-from agentr1.types import Row
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -139,7 +138,8 @@ def load_recipe(name: str, overrides: Sequence[str] = (), training: type = Agent
     nested = [key for key, value in (keys or {}).items() if isinstance(value, dict)]
     if nested:
         raise ValueError(f"{path}: recipes are flat, but {nested} hold mappings; write plain keys")
-    parser = _Parser((RecipeArguments, training, ModelConfig))
+    kinds: Any = (RecipeArguments, training, ModelConfig)
+    parser = _Parser(kinds)
     try:
         arguments, config, model = parser.parse_args_and_config(["--config", str(path), *overrides])
     except ValueError as error:
@@ -159,7 +159,10 @@ def build_task(arguments: RecipeArguments) -> Task:
         "dev": arguments.dev_limit,
         "test": arguments.test_limit,
     }
-    rows = {split: load_rows(find_split(folder, split), limits[split]) for split in limits}
+    rows = {
+        split: load_rows(find_split(folder, split, dev_for_test=True), limits[split])
+        for split in limits
+    }
     env_factory = _env_factory(arguments, folder)
     asyncio.run(check_env(env_factory, rows["train"][0]))
     return Task(
@@ -225,11 +228,12 @@ def _env_factory(arguments: RecipeArguments, folder: Path) -> EnvFactory:
 
 def _tool(path: str, arguments: RecipeArguments, folder: Path) -> Tool:
     found = resolve(path, "tools")
-    if hasattr(found, "parameters") and not inspect.isclass(found):
+    if not inspect.isclass(found) and hasattr(found, "parameters"):
         return found
     if not callable(found):
         raise ValueError(f"tools: {path!r} is {found!r}, neither a tool nor a function making one")
-    return found(find_corpus(folder, _corpus(arguments)), arguments.top_k)
+    make: Any = found
+    return make(find_corpus(folder, _corpus(arguments)), arguments.search_top_k)
 
 
 def _corpus(arguments: RecipeArguments) -> Path | None:

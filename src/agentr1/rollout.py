@@ -21,13 +21,19 @@ from agentr1.types import Message, Row, StepResult, StopReason, Trajectory, Turn
 class TokenCodec(Protocol):
     """The part of `codec.Codec` a rollout uses."""
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]: ...
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Encode a whole conversation up to the next action."""
+        ...
 
     def observation(
         self, observation: Sequence[Message], action_ids: Sequence[int]
-    ) -> tuple[int, ...]: ...
+    ) -> tuple[int, ...]:
+        """Encode what stands between an action and the next one."""
+        ...
 
-    def message(self, action_ids: Sequence[int], cut: bool = False) -> Message: ...
+    def message(self, action_ids: Sequence[int], cut: bool = False) -> Message:
+        """Decode an action."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -179,8 +185,9 @@ class _Clock:
         """`Env.step` within the time that is left; an overrun leaves no observation."""
         limit = self._limits.max_seconds
         left = None if limit is None else max(0.0, limit - self.seconds)
+        scope = asyncio.timeout(left)
         try:
-            async with asyncio.timeout(left) as scope:
+            async with scope:
                 result = await env.step(message)
         except TimeoutError:
             if not scope.expired():  # the environment's own exception

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -102,11 +102,11 @@ def summary(scored: Sequence[Scored]) -> dict[str, Any]:
 def episode_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Per-episode means of turns and of every number the environments reported."""
     n = max(1, len(trajectories))
-    totals: Counter[str] = Counter()
+    totals: defaultdict[str, float] = defaultdict(float)
     for trajectory in trajectories:
         totals["turns"] += len(trajectory.turns)
         totals["truncated"] += not trajectory.stop_reason.is_terminal
         totals["process_reward"] += sum(trajectory.process_rewards)
-        for turn in trajectory.turns:
-            totals.update({name: value for name, value in turn.info.items()})
+        for name, value in (item for turn in trajectory.turns for item in turn.info.items()):
+            totals[name] += value
     return {name: total / n for name, total in totals.items()}

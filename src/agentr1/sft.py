@@ -15,7 +15,7 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer, get_peft_config
+from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from agentr1.codec import Codec
 from agentr1.commandline import guarded, recipe_parser, split_arguments
@@ -52,7 +52,7 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
     demonstrations = find_path(recipe.arguments.demonstrations, "demonstrations")
     task = build_task(recipe.arguments)
     source = resolve_model(recipe.model.model_name_or_path, search_roots())
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, search_roots())
     codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
     dataset = Dataset.from_list(list(training_rows(read_conversations(demonstrations), codec)))
     config = recipe.training
@@ -68,6 +68,7 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
         args=config,
         train_dataset=dataset,
         processing_class=tokenizer,
+        quantization_config=get_quantization_config(recipe.model),
         peft_config=get_peft_config(recipe.model),
     )
     use_our_progress(trainer, [ProgressBar(), MetricsFile(folder)])

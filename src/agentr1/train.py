@@ -19,11 +19,11 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl import ModelConfig, get_kbit_device_map, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from agentr1.codec import Codec
-from agentr1.compare import compare
 from agentr1.commandline import guarded, recipe_parser, split_arguments
+from agentr1.compare import compare
 from agentr1.data import to_dataset
 from agentr1.hub import push_run
 from agentr1.models import load_tokenizer, resolve_model
@@ -66,7 +66,7 @@ def train(
     recipe.training.check_for_environment()
     task = build_task(recipe.arguments)
     source = resolve_model(recipe.model.model_name_or_path, search_roots())
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, search_roots())
     codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
     if dry_run:
         print(_description(recipe, task, codec))
@@ -90,15 +90,11 @@ def train(
 
 def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained` that a `ModelConfig` stands for, as TRL's scripts."""
-    kwargs: dict[str, Any] = {
+    return {
         "dtype": model.dtype,
         "attn_implementation": model.attn_implementation or "sdpa",
         "revision": model.model_revision,
     }
-    quantization = get_quantization_config(model)
-    if quantization is not None:
-        kwargs |= {"quantization_config": quantization, "device_map": get_kbit_device_map()}
-    return kwargs
 
 
 def use_our_progress(trainer: Any, callbacks: Sequence[TrainerCallback]) -> None:
@@ -122,6 +118,7 @@ def _make_trainer(
         train_dataset=to_dataset(task.train),
         eval_dataset=to_dataset(task.dev) if config.eval_strategy != "no" else None,
         processing_class=tokenizer,
+        quantization_config=get_quantization_config(recipe.model),
         peft_config=get_peft_config(recipe.model),
         env_factory=task.env_factory,
         metrics=task.metrics,
@@ -160,7 +157,8 @@ def _assert_world(trainer: AgentTrainer) -> None:
     accelerator = trainer.accelerator
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     mine = torch.tensor([accelerator.process_index], device=accelerator.device)
-    seen = accelerator.gather(mine).tolist()
+    gathered: Any = accelerator.gather(mine)
+    seen = gathered.tolist()
     if accelerator.num_processes != expected or seen != list(range(expected)):
         raise RuntimeError(
             f"WORLD_SIZE is {expected}, but accelerate sees {accelerator.num_processes} processes "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ from agentr1.config import AgentConfig
 from agentr1.engines.base import Sampling
 from agentr1.engines.in_process import InProcessEngine
 from agentr1.envs.base import EnvFactory
-from agentr1.scoring import Metric, Scored, episode_means, score
 from agentr1.rollout import Limits, rollout_batch
 from agentr1.runs import write_trajectories
+from agentr1.scoring import Metric, Scored, episode_means, score
 from agentr1.segments import flatten
 from agentr1.types import OBSERVATION_TURN, Row, Segment, Trajectory
 
@@ -47,16 +48,17 @@ class AgentTrainer(GRPOTrainer):
 
     Contact with TRL 1.16 and transformers, pinned by `tests/test_trl_contract.py`:
 
-    | what | how |
-    |---|---|
-    | `rollout_func` (public attribute), its key `env_mask` | set after construction |
-    | `_generate_and_score_completions`, `_calculate_rewards` | `super()` around: keep rows, rewards; replace `advantages` |
-    | `_save_checkpoint`, `_get_output_dir` (transformers) | `super()` around: write aside, then rename |
-    | `evaluate` (public) | greedy rollouts where there is an environment |
-    | `_log_metric` | private call: averages over ranks |
-    | `mask_truncated_completions` | private write: the rollout decides what is truncated |
-    | reads: `temperature`, `num_generations`, `reward_weights`, `model_wrapped`, `processing_class` | |
-    | `unwrap_model_for_generation` | gathers ZeRO-3 parameters once around a rollout |
+    - `rollout_func` (public attribute) with its key `env_mask`: set after construction.
+    - `_generate_and_score_completions`, `_calculate_rewards`: `super()` around, to keep the rows
+      and the rewards and to replace `advantages`.
+    - `_save_checkpoint`, `_get_output_dir` (transformers): `super()` around, to write a
+      checkpoint aside and rename it.
+    - `evaluate` (public): greedy rollouts where there is an environment.
+    - `_log_metric`: private call, averages over ranks.
+    - `mask_truncated_completions`: private write, the rollout decides what is truncated.
+    - `temperature`, `num_generations`, `reward_weights`, `eos_token_ids`, `model_wrapped`,
+      `processing_class`: read.
+    - `unwrap_model_for_generation`: gathers ZeRO-3 parameters once around a rollout.
 
     Args:
         *args: as in `GRPOTrainer`.
@@ -92,38 +94,51 @@ class AgentTrainer(GRPOTrainer):
                 "env_factory needs an AgentConfig and excludes tools, rollout_func and "
                 f"environment_factory, got {type(self.args).__name__} and {clash}; keep one way"
             )
-        self.args.check_for_environment()
+        self._config = self.args
+        self._config.check_for_environment()
         self.rollout_func = self._play_batch
         # TRL asks only whether the last id is an eos; we know why each episode ended.
         self._mask_truncated = self.mask_truncated_completions
         self.mask_truncated_completions = False
         self._limits = Limits(
-            max_turns=self.args.max_turns,
-            max_completion_length=self.args.max_completion_length,
-            max_turn_tokens=self.args.max_turn_tokens,
-            max_seconds=self.args.max_episode_seconds,
+            max_turns=self._config.max_turns,
+            max_completion_length=self._config.max_completion_length or sys.maxsize,
+            max_turn_tokens=self._config.max_turn_tokens,
+            max_seconds=self._config.max_episode_seconds,
         )
-        model = self.accelerator.unwrap_model(self.model)
-        schemas = env_factory().tool_schemas
-        self.codec = Codec(self.processing_class, schemas, model.config.name_or_path)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        tokenizer: Any = self.processing_class
+        self.codec = Codec(tokenizer, env_factory().tool_schemas, model.config.name_or_path)
         stop_ids = self.codec.stop_ids.union(self.eos_token_ids)
-        self._engine = InProcessEngine(model, sorted(stop_ids), self.args.max_slots)
+        self._engine = InProcessEngine(model, sorted(stop_ids), self._config.max_slots)
         self._batches_of_step = (-1, 0)
+
+    @property
+    def _group_size(self) -> int:
+        assert self.num_generations is not None  # GRPOConfig has checked it
+        return self.num_generations
+
+    @property
+    def _training(self) -> bool:
+        assert self.model is not None  # set by the Trainer's constructor
+        return self.model.training
 
     # Rollout ------------------------------------------------------------------------------
 
     def _play(self, rows: Sequence[Row], samplings: Sequence[Sampling]) -> list[Trajectory]:
         """Play rows on this process; parameters are gathered once, before the first turn."""
-        was_training = self.model.training
+        was_training = self._training
         assert self._env_factory is not None  # callers check
+        wrapped: Any = self.model_wrapped
         with (
             torch.no_grad(),
             unwrap_model_for_generation(
-                self.model_wrapped,
+                wrapped,
                 self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            ) as model,
+                gather_deepspeed3_params=self._config.ds3_gather_for_generation,
+            ) as unwrapped,
         ):
+            model: Any = unwrapped
             model.eval()  # dropout would sample from another policy than the trained one
             try:
                 self._engine.sync(model)
@@ -185,13 +200,14 @@ class AgentTrainer(GRPOTrainer):
         local = torch.tensor(
             [[sum(t.fault is not None for t in turns), len(turns)]], device=self.accelerator.device
         )
-        faults, total = self.accelerator.gather(local).sum(0).tolist()
-        if faults > self.args.max_fault_share * total:
+        everyone: Any = self.accelerator.gather(local)
+        faults, total = everyone.sum(0).tolist()
+        if faults > self._config.max_fault_share * total:
             example = next((t.fault for t in turns if t.fault), "on another process")
             raise RuntimeError(
                 f"{faults} of {total} turns met an infrastructure fault, more than "
-                f"max_fault_share={self.args.max_fault_share}: {example}; check the tools' servers "
-                "or raise their timeout"
+                f"max_fault_share={self._config.max_fault_share}: {example}; check the tools' "
+                "servers or raise their timeout"
             )
 
     # Credit -------------------------------------------------------------------------------
@@ -201,12 +217,12 @@ class AgentTrainer(GRPOTrainer):
     ) -> Tensor:
         table = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._reward_table = table  # (B_global, F)
-        if self._env_factory is not None and self.model.training:
+        if self._env_factory is not None and self._training:
             self._log_batch()  # here, because TRL averages pending metrics right after rewards
         return table
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        training = self.model.training
+        training = self._training
         # Copies: TRL writes the trajectories into its rows, which would then hold themselves.
         self._rows = [dict(row) for row in inputs]
         output = super()._generate_and_score_completions(inputs)
@@ -224,7 +240,7 @@ class AgentTrainer(GRPOTrainer):
         assert table is not None  # `super()` has just filled it
         rewards = (table * self.reward_weights.to(table.device)).nansum(dim=1)  # (B_global,)
         rewards[table.isnan().all(dim=1)] = torch.nan
-        everyone = self._algorithm.outcome_advantage(rewards, self.num_generations)
+        everyone = self._algorithm.outcome_advantage(rewards, self._group_size)
         start = self.accelerator.process_index * len(advantages)
         return everyone[start : start + len(advantages)]
 
@@ -233,13 +249,13 @@ class AgentTrainer(GRPOTrainer):
         outcome: Tensor = output["advantages"]
         if not any(any(t.process_rewards) for t in self._episodes):
             return outcome
-        self.args.check_for_turn_advantages()
+        self._config.check_for_turn_advantages()
         paid = [torch.tensor(t.process_rewards) for t in self._episodes]
         process = turn_leave_one_out(
             pad_sequence(paid, batch_first=True).to(outcome),  # (B, K)
             torch.tensor([len(p) for p in paid], device=outcome.device),
-            self.num_generations,
-            self.args.turn_discount,
+            self._group_size,
+            self._config.turn_discount,
         )
         width = output["completion_ids"].shape[1]
         turn_ids = torch.full((len(paid), width), OBSERVATION_TURN, device=outcome.device)
@@ -253,9 +269,9 @@ class AgentTrainer(GRPOTrainer):
         for scored in score(self._episodes, self._metric_functions):
             for name, value in scored.values.items():
                 self._log_metric(f"rollout/{name}", value)
-        every = self.args.trajectory_steps
+        every = self._config.trajectory_steps
         if every and self.state.global_step % every == 0:
-            folder = Path(self.args.output_dir) / "trajectories"
+            folder = Path(str(self.args.output_dir)) / "trajectories"
             rank = self.accelerator.process_index
             write_trajectories(folder, self.state.global_step, rank, self._episodes)
 
@@ -285,7 +301,8 @@ class AgentTrainer(GRPOTrainer):
         """Greedy rollouts where there is an environment, TRL's evaluation otherwise."""
         if self._env_factory is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        scored = self.play_greedily(list(eval_dataset or self.eval_dataset))
+        rows: Any = eval_dataset or self.eval_dataset
+        scored = self.play_greedily(list(rows))
         names = scored[0].values
         means = {n: sum(s.values[n] for s in scored) / len(scored) for n in names}
         means |= episode_means([s.trajectory for s in scored])

@@ -21,6 +21,9 @@ class SlotLayer(CacheLayerMixin):
     The last column is a dump: padding tokens of a ragged batch write there, and no mask shows it.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, plan: WritePlan) -> None:
         super().__init__()
         self.plan = plan
@@ -142,14 +145,15 @@ class SlotCache(Cache):
 
     def __init__(self, num_layers: int) -> None:
         self.plan = WritePlan()
-        super().__init__(layers=[SlotLayer(self.plan) for _ in range(num_layers)])
+        self._rows = [SlotLayer(self.plan) for _ in range(num_layers)]
+        super().__init__(layers=list(self._rows))
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copy `length` tokens of one row over another, in every layer."""
-        for layer in self.layers:
+        for layer in self._rows:
             layer.copy_row(source, target, length)
 
     def swap_rows(self, a: int, b: int, length: int) -> None:
         """Exchange `length` tokens of two rows, in every layer."""
-        for layer in self.layers:
+        for layer in self._rows:
             layer.swap_rows(a, b, length)
