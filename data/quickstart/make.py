@@ -34,8 +34,13 @@ PEOPLE = {"train": 360, "dev": 80, "test": 240}
 QUESTIONS = {"train": 2400, "dev": 200, "test": 600}
 COUNTRIES = 24
 PER_WORLD = 50
-BATCH = 48
-EASY_SHARE = 0.3
+BATCH = 32
+LESSONS = (
+    (0.18, NO_FLAWS, {"1": 1.0}),
+    (0.61, NO_FLAWS, {"1": 0.16, "2": 0.3, "3": 0.24, "comparison": 0.3}),
+    (0.21, Flaws(), MIX),
+)
+"""Share of the worlds, flaws and kinds of questions of each part of the demonstrations."""
 
 
 def make_data(folder: Path) -> None:
@@ -76,15 +81,17 @@ def _write(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def make_demonstrations(path: Path, worlds: int, seed: int) -> None:
     """Write conversations in the order in which they are to be learnt.
 
-    The first part is flawless and has one hop each: copying is learnt there, fast. The rest has
-    all kinds of questions and the flaws. Batches of one length each waste no padding.
+    First flawless ones of one hop, where copying is learnt fast; then flawless ones of all kinds;
+    then flawed ones, which leave a policy that can do better than it does. Batches of one length
+    each waste no padding.
     """
     rng = random.Random(seed)
-    lessons = round(worlds * EASY_SHARE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    easy = demonstrations(rng, lessons, PER_WORLD, NO_FLAWS, {"1": 1.0})
-    mixed = demonstrations(rng, worlds - lessons, PER_WORLD, Flaws(), MIX)
-    _write(path, ({"messages": talk} for part in (easy, mixed) for talk in _batches(part, rng)))
+    lessons = (
+        demonstrations(rng, round(share * worlds), PER_WORLD, flaws, mix)
+        for share, flaws, mix in LESSONS
+    )
+    _write(path, ({"messages": talk} for part in lessons for talk in _batches(part, rng)))
 
 
 def _batches(talks: Iterable[Conversation], rng: random.Random) -> Iterator[Conversation]:
@@ -112,7 +119,7 @@ def main() -> None:
     data = commands.add_parser("data", help="corpus and questions")
     data.add_argument("--out", type=Path, default=Path(__file__).parent)
     talks = commands.add_parser("demonstrations", help="conversations for the cold start")
-    talks.add_argument("--worlds", type=int, default=1000)
+    talks.add_argument("--worlds", type=int, default=2112)
     talks.add_argument("--seed", type=int, default=1)
     talks.add_argument("--out", type=Path, required=True)
     policy = commands.add_parser("policy", help="tokenizer and random model")

@@ -25,12 +25,14 @@ def _words(text: str) -> tuple[str, ...]:
 # Open syllables alone: no vowel ever stands before a consonant inside one, so that a small BPE
 # splits every invented name into exactly these pieces, wherever the name stands.
 INITIALS = _words(
-    "Ba Be Bo Da De Di Do Fa Fe Fi Ga Go Gu Ha He Ja Jo Ka Ke Ki La Le Li Lo Lu Ma Me Mi Mo Na Ne "
-    "No Pa Pe Po Ra Re Ro Sa Se Si So Ta Te Ti To Va Ve Vi Za"
+    "Ba Be Bo Bra Bri Da De Di Do Dra Dru Fa Fe Fi Flo Fre Ga Ge Go Gra Gu Ha He Ho Ja Jo Ju Ka "
+    "Ke Ki Kla Kro La Le Li Lo Lu Ma Me Mi Mo Na Ne No Nu Pa Pe Po Pla Pri Ra Re Ri Ro Sa Se Si "
+    "So Sta Ste Ta Te Ti To Tra Tro Va Ve Vi Vo Wa We Wi Ya Yo Za Zo"
 )
 FINALS = _words(
-    "ba be bo da de di do fa fi go ka ki ko la le li lo lu ma me mi mo na ne ni no pa pe po ra re "
-    "ri ro sa se si so ta te ti to va ve vi vo za zo"
+    "ba be bo da de di do fa fi ga go ka ki ko la lda le li lma lo lta lu ma me mi mo na nda ne "
+    "ni nka no nta pa pe po ra rda re ri rka rma ro rta rvi sa se si sko so sta ta te ti to va "
+    "ve vi vo za zo"
 )
 ADJECTIVES = _words(
     "Silver Iron Golden Hidden Silent Broken Crimson Distant Frozen Hollow Burning Wooden Empty "
@@ -44,7 +46,7 @@ NOUNS = _words(
     "Horizon"
 )
 HOUSES = ("Press", "Guild", "House", "Society", "Academy", "Club")
-YEARS = tuple(range(1800, 1850))
+YEARS = tuple(range(1860, 1880))
 
 RELATIONS = {
     "work": {"author": "person", "publisher": "organisation"},
@@ -152,10 +154,10 @@ class Names:
         return self._fresh(self._last, HOUSES)
 
     def town(self) -> str:
-        return self._word(3)
+        return self._word(2)
 
     def country(self) -> str:
-        return self._word(3)
+        return self._word(2)
 
 
 def make_world(rng: random.Random, names: Names, countries: list[str], people: int) -> World:

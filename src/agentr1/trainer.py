@@ -307,7 +307,10 @@ class AgentTrainer(GRPOTrainer):
         means = {n: sum(s.values[n] for s in scored) / len(scored) for n in names}
         means |= episode_means([s.trajectory for s in scored])
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        was_training = self.model.training
+        self.model.eval()  # TRL's `log` would take the training numbers gathered so far along
         self.log(metrics)
+        self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )

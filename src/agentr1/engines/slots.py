@@ -2,11 +2,13 @@
 
 transformers' own caches hold sequences of one length, so a batch cannot take in a new member
 without padding the others. Here every row has a length of its own: each forward pass says at
-which rows and positions its tokens are written. Used by `engines.transformers` alone; knows
+which rows and positions its tokens are written. Used by `engines.in_process` alone; knows
 tensors, nothing of requests or sampling.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -21,8 +23,8 @@ class SlotLayer(CacheLayerMixin):
     The last column is a dump: padding tokens of a ragged batch write there, and no mask shows it.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: Any  # tensors once they are initialized
+    values: Any
 
     def __init__(self, plan: WritePlan) -> None:
         super().__init__()

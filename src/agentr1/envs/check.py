@@ -36,9 +36,7 @@ async def check_env(
             named = isinstance(schema, dict) and "name" in schema.get("function", {})
             _expect(named, "tool schemas {'type': 'function', 'function': {'name': ...}}", schema)
         opening = await env.reset(row)
-        _expect_messages(opening, "reset")
-        _expect(len(opening) > 0, "reset to return at least one message", opening)
-        _expect(opening[-1].role != "assistant", "the policy to speak next after reset", opening)
+        _expect_context(opening, "reset")
         for action in actions:
             result = await env.step(Message("assistant", action))
             _expect_step(result)
@@ -59,7 +57,14 @@ def _expect_step(result: Any) -> None:
     answered = bool(result.observation) or result.rewrite is not None
     _expect(ended or answered, "an observation, or the end of the episode", result)
     if result.rewrite is not None:
-        _expect_messages(result.rewrite, "rewrite")
+        _expect_context(result.rewrite, "rewrite")
+
+
+def _expect_context(messages: Any, where: str) -> None:
+    _expect_messages(messages, where)
+    _expect(len(messages) > 0, f"{where} to give at least one message", messages)
+    last = messages[-1].role
+    _expect(last != "assistant", f"the policy to speak next after {where}", messages)
 
 
 def _expect_messages(messages: Any, where: str) -> None:

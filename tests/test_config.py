@@ -1,0 +1,152 @@
+"""AgentConfig and RecipeArguments: what may be set, and what is refused with a way out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trl import GRPOConfig
+
+from agentr1.algorithms import ALGORITHMS
+from agentr1.config import AgentConfig, RecipeArguments
+from trainers import SETTINGS
+
+
+def config(tmp_path: Path, **settings: Any) -> AgentConfig:
+    return AgentConfig(output_dir=str(tmp_path), **(SETTINGS | settings))
+
+
+def own_fields(kind: type, base: type | None = None) -> list[dataclasses.Field[Any]]:
+    inherited = {f.name for f in dataclasses.fields(base)} if base else set()
+    return [f for f in dataclasses.fields(kind) if f.name not in inherited]
+
+
+def test_every_field_of_ours_says_what_it_is() -> None:
+    for field in own_fields(AgentConfig, GRPOConfig) + own_fields(RecipeArguments):
+        assert field.metadata["help"].endswith("."), field.name
+
+
+def test_the_names_that_trl_parser_reserves_are_not_used() -> None:
+    names = {f.name for f in (*dataclasses.fields(AgentConfig), *own_fields(RecipeArguments))}
+    assert not names & {"config", "env"}
+
+
+def test_no_name_means_two_things() -> None:
+    assert not {f.name for f in dataclasses.fields(AgentConfig)} & {
+        f.name for f in dataclasses.fields(RecipeArguments)
+    }
+
+
+def test_without_an_algorithm_trls_fields_are_left_alone(tmp_path: Path) -> None:
+    ours, theirs = config(tmp_path), GRPOConfig(output_dir=str(tmp_path), **SETTINGS)
+    for field in dataclasses.fields(GRPOConfig):
+        if field.name not in ("logging_dir", "run_name"):
+            assert str(getattr(ours, field.name)) == str(getattr(theirs, field.name)), field.name
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_an_algorithm_sets_the_fields_that_define_it(tmp_path: Path, name: str) -> None:
+    found = config(tmp_path, algorithm=name)
+    for key, value in ALGORITHMS[name].settings.items():
+        assert getattr(found, key) == value, key
+
+
+def test_an_algorithm_refuses_another_value_of_what_it_fixes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as refused:
+        config(tmp_path, algorithm="rloo", loss_type="bnpo")
+    for part in ("'rloo'", "loss_type='dr_grpo'", "'bnpo'", "remove loss_type"):
+        assert part in str(refused.value)
+    assert config(tmp_path, algorithm="rloo", loss_type="dr_grpo").loss_type == "dr_grpo"
+
+
+def test_an_unknown_algorithm_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown algorithm 'ppg'.*'grpo'.*leave `algorithm`"):
+        config(tmp_path, algorithm="ppg")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_turns", 0),
+        ("max_turns", 2.5),
+        ("max_turn_tokens", 0),
+        ("max_slots", 0),
+        ("turn_discount", 0.0),
+        ("turn_discount", 1.1),
+        ("max_fault_share", -0.1),
+        ("max_fault_share", 1.1),
+        ("trajectory_steps", -1),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(tmp_path: Path, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
+        config(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"top_p": 0.9}, "top_p=0.9"),
+        ({"top_k": 50}, "top_k=50"),
+        ({"min_p": 0.1}, "min_p=0.1"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1"),
+        ({"generation_kwargs": {"num_beams": 2}}, "num_beams"),
+        ({"use_vllm": True}, "use_vllm=True"),
+    ],
+)
+def test_sampling_that_an_environment_cannot_have_is_refused(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    found = config(tmp_path)
+    for name, value in settings.items():  # past the checks of TRL's own
+        setattr(found, name, value)
+    with pytest.raises(ValueError, match=said):
+        found.check_for_environment()
+
+
+def test_a_group_must_not_span_processes(tmp_path: Path) -> None:
+    found = config(tmp_path)
+    found.check_for_environment()
+    found.num_generations = 8  # as on two processes of four rollouts each
+    with pytest.raises(ValueError) as refused:
+        found.check_for_environment()
+    for part in ("group of 8", "4 x 1 = 4", "multiple of num_generations"):
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo"])
+def test_losses_that_read_one_advantage_per_token_take_process_rewards(
+    tmp_path: Path, loss_type: str
+) -> None:
+    config(tmp_path, loss_type=loss_type).check_for_turn_advantages()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"loss_type": "vespo"}, {"loss_type": "luspo"}, {"off_policy_mask_threshold": 0.1}],
+)
+def test_losses_that_read_one_advantage_per_sequence_refuse_process_rewards(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="use grpo, dapo, bnpo"):
+        config(tmp_path, **settings).check_for_turn_advantages()
+
+
+def test_process_reward_weights_must_fit() -> None:
+    with pytest.raises(ValueError, match="one weight per process reward"):
+        RecipeArguments(process_rewards=["a.b"], process_reward_weights=[1.0, 2.0])
+    RecipeArguments(process_rewards=["a.b"], process_reward_weights=[1.0])
+
+
+@pytest.mark.parametrize("name", ["tools", "rewards", "process_rewards", "metrics"])
+def test_a_list_written_as_one_text_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be a list.*write {name}: \[a\.b\]"):
+        RecipeArguments(**{name: "a.b"})
+
+
+@pytest.mark.parametrize("name", ["rewards", "metrics"])
+def test_something_must_be_measured(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must name at least one function"):
+        RecipeArguments(**{name: []})

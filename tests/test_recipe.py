@@ -1,0 +1,346 @@
+"""recipe: names become objects, or an error that says what was expected instead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trl import SFTConfig
+
+from agentr1 import rewards
+from agentr1.config import RecipeArguments
+from agentr1.envs.tool_env import ToolEnv
+from agentr1.recipe import (
+    build_task,
+    find_path,
+    find_recipe,
+    load_recipe,
+    metric_name,
+    resolve,
+    search_roots,
+)
+from agentr1.tools.calculator import calculator
+from agentr1.tools.search import Search
+
+RECIPE = """\
+use_cpu: true
+bf16: false
+num_generations: 2
+per_device_train_batch_size: 4
+tools: [agentr1.tools.calculator.calculator]
+"""
+MODULE = '''
+from agentr1 import Env, Message, StepResult, tool
+
+class MyEnv(Env):
+    async def reset(self, row):
+        return [Message("user", row["question"])]
+    async def step(self, message):
+        return StepResult(terminated=True, reward=1.0)
+
+class Greedy(MyEnv):
+    async def step(self, message):
+        return StepResult()
+
+class Needs(MyEnv):
+    def __init__(self, what):
+        self.what = what
+
+def make():
+    return MyEnv()
+
+@tool
+def echo(text: str) -> str:
+    """Say it again.
+
+    Args:
+        text: what.
+    """
+    return text
+
+def strict(prompts, completions):
+    return [0.0] * len(prompts)
+
+def pays(row, turn, earlier):
+    return 0.25
+
+nothing = 3
+'''
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Write a recipe into an empty working directory that also holds a user's module."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_task.py").write_text(MODULE)
+
+    def write(text: str = "") -> str:
+        (tmp_path / "r.yaml").write_text(RECIPE + text)
+        return "r.yaml"
+
+    yield write
+    import sys
+
+    sys.modules.pop("my_task", None)
+
+
+# Finding ---------------------------------------------------------------------------------------
+
+
+def test_a_bare_name_is_the_tasks_grpo_recipe() -> None:
+    assert find_recipe("quickstart").parts[-3:] == ("recipes", "quickstart", "grpo.yaml")
+    assert find_recipe("quickstart/rloo").parts[-3:] == ("recipes", "quickstart", "rloo.yaml")
+
+
+def test_the_working_directory_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert search_roots()[0] == tmp_path
+    own = tmp_path / "recipes" / "quickstart" / "grpo.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(RECIPE)
+    assert find_recipe("quickstart") == own
+    assert find_path("recipes", "recipes") == tmp_path / "recipes"
+    assert find_path(str(own), "recipe") == own
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no recipe 'x/y'.*'quickstart/grpo'"):
+        find_recipe("x/y")
+
+
+def test_a_missing_path_lists_the_places_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="dataset folder 'nowhere' was not found") as said:
+        find_path("nowhere", "dataset folder")
+    assert all(str(root / "nowhere") in str(said.value) for root in search_roots())
+
+
+# Loading ---------------------------------------------------------------------------------------
+
+
+def test_yaml_and_overrides_become_dataclasses(write: Callable[..., str]) -> None:
+    recipe = load_recipe(
+        write("learning_rate: 1e-5\nmax_turns: 3\nlora_r: 4\n"),
+        ["--max_turns", "7", "--rewards", "a.b", "c.d"],
+    )
+    assert recipe.training.learning_rate == 1e-5
+    assert recipe.training.max_turns == 7  # the command line wins
+    assert recipe.arguments.rewards == ["a.b", "c.d"]
+    assert recipe.arguments.tools == ["agentr1.tools.calculator.calculator"]
+    assert recipe.model.lora_r == 4
+    assert recipe.text.endswith("lora_r: 4\n")  # as written, for the run folder
+    assert recipe.name.endswith("/r")
+
+
+def test_another_trainers_config_can_be_asked_for(
+    write: Callable[..., str], tmp_path: Path
+) -> None:
+    write()
+    (tmp_path / "sft.yaml").write_text("use_cpu: true\nbf16: false\nmax_length: 9\n")
+    assert load_recipe("sft.yaml", training=SFTConfig).training.max_length == 9
+    with pytest.raises(ValueError, match="num_generations"):
+        load_recipe("r.yaml", training=SFTConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("no_such: 1\n", [], "no_such"),
+        ("", ["--no_such", "1"], "no_such"),
+        ("", ["--max_steps"], "expected one argument"),
+        ("max_steps: many\n", [], "invalid int value: 'many'"),
+        ("env: {A: b}\n", [], r"recipes are flat, but \['env'\]"),
+        ("a: [\n", [], "not valid YAML"),
+        ("num_generations: 3\n", [], "divisible by num_generations"),
+        ("reward_weights: [1.0, 2.0]\n", [], "one weight per reward"),
+        (
+            "process_rewards: [agentr1.rewards.valid_call]\nloss_type: vespo\n",
+            [],
+            "one per sequence",
+        ),
+        (
+            "load_best_model_at_end: true\neval_strategy: steps\neval_steps: 500\n",
+            [],
+            r"metric_for_best_model must be one of \['eval_exact_match'\], got 'loss'",
+        ),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_name(
+    write: Callable[..., str], text: str, overrides: list[str], said: str
+) -> None:
+    name = write(text)
+    with pytest.raises(ValueError, match=said) as refused:
+        load_recipe(name, overrides)
+    assert "r.yaml" in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "", "just words\n"])
+def test_a_recipe_must_hold_keys_and_values(
+    write: Callable[..., str], tmp_path: Path, text: str
+) -> None:
+    name = write()
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="keys and values"):
+        load_recipe(name)
+
+
+# Resolving -------------------------------------------------------------------------------------
+
+
+def test_a_dotted_path_names_modules_attributes_and_methods() -> None:
+    assert resolve("agentr1.rewards.f1_reward", "rewards") is rewards.f1_reward
+    assert resolve("agentr1.tools.calculator.calculator", "tools") is calculator
+    assert resolve("agentr1.tools.search.Search.from_corpus", "tools") == Search.from_corpus
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("agentr1.rewards.nope", "'agentr1.rewards' has no 'nope'"),
+        ("agentr1.nope.f1", "'agentr1' has no 'nope'"),
+        ("no_such_module.f1", "there is no module 'no_such_module'"),
+        ("plain", "there is no module 'plain'"),
+        ("", "there is no module ''"),
+        ("agentr1.tools.search.Search.nope", "has no 'nope'"),
+    ],
+)
+def test_a_path_that_does_not_resolve_names_the_field_and_the_missing_part(
+    path: str, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said) as refused:
+        resolve(path, "rewards")
+    assert str(refused.value).startswith(f"rewards: {path!r} does not resolve")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import no_such_package\n", "No module named 'no_such_package'"),
+        ("def broken(:\n", "invalid syntax"),
+        ("from agentr1 import nope\n", "cannot import name 'nope'"),
+    ],
+)
+def test_a_module_that_fails_to_import_says_why(
+    write: Callable[..., str], tmp_path: Path, source: str, said: str
+) -> None:
+    write()
+    (tmp_path / "my_broken.py").write_text(source)
+    with pytest.raises(ValueError, match=f"importing 'my_broken' failed: {said}"):
+        resolve("my_broken.thing", "tools")
+
+
+# Building --------------------------------------------------------------------------------------
+
+
+def build(name: str, *overrides: str) -> Any:
+    return build_task(load_recipe(name, overrides).arguments)
+
+
+def test_a_recipe_becomes_rows_environment_rewards_and_metrics(write: Callable[..., str]) -> None:
+    name = write(
+        "tools: [agentr1.tools.search.Search.from_corpus]\nsearch_top_k: 1\n"
+        "train_limit: 3\ndev_limit: 2\ntest_limit: 1\nsystem_prompt: Be brief.\n"
+        "process_rewards: [agentr1.rewards.valid_call]\nprocess_reward_weights: [0.5]\n"
+        "metrics: [agentr1.rewards.f1_reward, agentr1.rewards.exact_match_reward]\n"
+    )
+    task = build(name)
+    assert [len(rows) for rows in (task.train, task.dev, task.test)] == [3, 2, 1]
+    assert task.rewards == [rewards.exact_match_reward]
+    assert task.metrics == {
+        "f1": rewards.f1_reward,
+        "exact_match": rewards.exact_match_reward,
+    }
+    first, second = task.env_factory(), task.env_factory()
+    assert isinstance(first, ToolEnv)
+    assert first is not second
+    assert first.runner is second.runner  # one index and one concurrency limit for all episodes
+    assert first.runner.tools[0].k == 1
+    assert first.process_rewards == ((rewards.valid_call, 0.5),)
+    opening = asyncio.run(first.reset(task.train[0]))
+    assert [m.role for m in opening] == ["system", "user"]
+    assert opening[0].content == "Be brief."
+
+
+def test_the_limits_of_tools_are_the_recipes(write: Callable[..., str]) -> None:
+    task = build(write(), "--tool_timeout", "2", "--tool_concurrency", "3", "--tool_max_chars", "9")
+    policy = task.env_factory().runner._policies["calculator"]
+    assert (policy.timeout, policy.concurrency, policy.max_chars) == (2.0, 3, 9)
+
+
+@pytest.mark.parametrize("path", ["my_task.MyEnv", "my_task.make"])
+def test_an_environment_of_the_users_own_is_used_as_it_is(
+    write: Callable[..., str], path: str
+) -> None:
+    task = build(write(f"environment: {path}\n"))
+    assert type(task.env_factory()).__name__ == "MyEnv"
+
+
+def test_a_tool_of_the_users_own_is_used_as_it_is(write: Callable[..., str]) -> None:
+    task = build(write(), "--tools", "my_task.echo")
+    assert [s["function"]["name"] for s in task.env_factory().tool_schemas] == ["echo"]
+
+
+def test_a_process_rewards_parameters_may_have_any_name(write: Callable[..., str]) -> None:
+    task = build(write("process_rewards: [my_task.pays]\n"))
+    assert task.env_factory().process_rewards[0][1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--dataset", "nowhere"], "dataset folder 'nowhere' was not found"),
+        (["--tools", "agentr1.tools.nope"], "tools: .* does not resolve"),
+        (["--tools", "my_task.nothing"], "tools: .* neither a tool nor makes one"),
+        (["--tools", "my_task.strict"], r"tools: 'my_task.strict' made \[0.0"),
+        (["--tools", "agentr1.rewards.f1_reward"], "tools: .* neither a tool nor makes one"),
+        (
+            ["--tools", "agentr1.tools.search.Search.from_corpus", "--corpus", "nowhere.jsonl"],
+            "corpus 'nowhere.jsonl' was not found",
+        ),
+        (["--environment", "my_task.Needs"], "environment: .*missing a required argument: 'what'"),
+        (["--environment", "my_task.nothing"], "environment: .* not a callable"),
+        (["--environment", "agentr1.envs.base.Env"], r"abstract, without \['reset', 'step'\]"),
+        (["--environment", "my_task.strict"], "environment: .*missing a required argument"),
+        (["--environment", "my_task.Greedy"], "Expected: an observation, or the end"),
+        (["--rewards", "my_task.nothing"], "rewards: .* not a callable"),
+        (["--rewards", "my_task.strict"], "rewards: .*unexpected keyword"),
+        (["--metrics", "my_task.strict"], "metrics: .*argument"),
+        (["--process_rewards", "my_task.strict"], "process_rewards: .*too many"),
+        (["--finish_tool", "nope"], r"finish_tool is 'nope', but the tools are \['calculator'\]"),
+        (["--tool_timeout", "0"], "ToolPolicy.timeout is 0.0"),
+        (["--train_limit", "0"], "at least 1"),
+        (["--tools", "my_task.echo", "my_task.echo"], r"different names, got \['echo', 'echo'\]"),
+    ],
+)
+def test_a_name_that_stands_for_nothing_usable_is_refused(
+    write: Callable[..., str], overrides: list[str], said: str
+) -> None:
+    name = write()
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        build(name, *overrides)
+
+
+def test_an_environments_own_exception_is_not_dressed_up(
+    write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = RecipeArguments(environment="my_task.MyEnv")
+    write()
+    task = build_task(arguments)
+
+    async def step(self: Any, message: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(task.env_factory()), "step", step)
+    with pytest.raises(ZeroDivisionError):
+        build_task(arguments)
+
+
+def test_a_metric_is_called_like_its_function() -> None:
+    assert metric_name("a.b.exact_match_reward") == "exact_match"
+    assert metric_name("a.b.accuracy") == "accuracy"
