@@ -84,7 +84,7 @@ def small_work(tmp_path: Path, make_tokenizer: Callable, make_model: Callable) -
     make_tokenizer().save_pretrained(policy)
     make_model().save_pretrained(policy)
     data.mkdir()
-    questions = ["Who was it?", "And how many of them were there?", "Who is she?"]
+    questions = ["Who is 1?", "And how many of them were there?", "Who is 2?"]
     rows = [
         {"id": str(i), "question": question, "answers": ["x"]}
         for i, question in enumerate(questions)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,15 @@ def strict(prompts, completions):
 def pays(row, turn, earlier):
     return 0.25
 
+def maker(corpus, k):
+    return "no tool"
+
 nothing = 3
 '''
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Write a recipe into an empty working directory that also holds a user's module."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -83,8 +87,6 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
         return "r.yaml"
 
     yield write
-    import sys
-
     sys.modules.pop("my_task", None)
 
 
@@ -297,7 +299,7 @@ def test_a_process_rewards_parameters_may_have_any_name(write: Callable[..., str
         (["--dataset", "nowhere"], "dataset folder 'nowhere' was not found"),
         (["--tools", "agentr1.tools.nope"], "tools: .* does not resolve"),
         (["--tools", "my_task.nothing"], "tools: .* neither a tool nor makes one"),
-        (["--tools", "my_task.strict"], r"tools: 'my_task.strict' made \[0.0"),
+        (["--tools", "my_task.maker"], "tools: 'my_task.maker' made 'no tool'"),
         (["--tools", "agentr1.rewards.f1_reward"], "tools: .* neither a tool nor makes one"),
         (
             ["--tools", "agentr1.tools.search.Search.from_corpus", "--corpus", "nowhere.jsonl"],
