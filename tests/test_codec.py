@@ -48,7 +48,7 @@ def rendered(codec: Codec, conversation: Sequence[Message], **options: Any) -> A
     return codec.tokenizer.apply_chat_template(
         [{"role": m.role, "content": m.content} for m in conversation],
         tools=codec.tools or None,
-        chat_template=codec._template,
+        chat_template=codec.template,
         return_dict=False,
         **{"tokenize": False, "add_generation_prompt": True} | options,
     )
@@ -188,8 +188,8 @@ def test_tools_are_shown_in_the_prompt(codec: Codec) -> None:
 def test_a_family_without_tools_borrows_a_template_by_its_name(tokenizer: Any) -> None:
     chatml = with_template(tokenizer, CHATML)
     codec = Codec(chatml, TOOLS, name="HuggingFaceTB/SmolLM2-135M-Instruct")
-    assert codec._template == qwen2_5_chat_template
-    assert Codec(chatml, name="HuggingFaceTB/SmolLM2-135M-Instruct")._template == CHATML
+    assert codec.template == qwen2_5_chat_template
+    assert Codec(chatml, name="HuggingFaceTB/SmolLM2-135M-Instruct").template == CHATML
 
 
 REFUSED = {

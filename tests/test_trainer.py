@@ -327,6 +327,16 @@ def test_an_environment_excludes_trls_own_ways(build: Callable[..., Any], way: s
         build(env_factory=planned([1.0]), **{way: given[way]})
 
 
+def test_what_clashes_with_an_environment_is_said_before_weights_are_loaded(
+    build: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "model.safetensors").write_text("garbage")
+    with pytest.raises(ValueError, match="keep one way"):
+        build(model=str(tmp_path), env_factory=planned([1.0]), rollout_func=lambda p, t: {})
+    with pytest.raises(ValueError, match="top_p=0.9"):
+        build(model=str(tmp_path), env_factory=planned([1.0]), settings={"top_p": 0.9})
+
+
 def test_an_environment_needs_an_agent_config(build: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="env_factory needs an AgentConfig"):
         build(config=GRPOConfig, env_factory=planned([1.0]))

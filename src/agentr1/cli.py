@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = not arguments or arguments[0] in ("-h", "--help", "help")
         return 0 if known else _unknown(arguments[0])
     _quieten()
+    sys.path.insert(0, os.getcwd())  # a recipe names the user's own modules, as with `python -m`
     verb = arguments[0]
     module = importlib.import_module(_MODULES.get(verb, f"agentr1.{verb}"))
     return module.main(arguments[1:])

@@ -57,7 +57,7 @@ class Codec:
         self.tools = [dict(schema) for schema in tools]
         self._special_ids = frozenset(tokenizer.all_special_ids)
         self._fences = _control_pattern(tokenizer)
-        self._template = self._working_template()
+        self.template = self._working_template()
         self._opening = self._render(_PROBE)
         after_answer = self._opening.rpartition(_PROBE_ANSWER)[2]
         self.end_of_turn_ids = self._end_of_turn(after_answer)
@@ -184,7 +184,7 @@ class Codec:
         rendered = self.tokenizer.apply_chat_template(
             [_as_dict(message) for message in messages],
             tools=tools,
-            chat_template=template or self._template,
+            chat_template=template or self.template,
             add_generation_prompt=generation_prompt,
             tokenize=False,
         )

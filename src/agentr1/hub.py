@@ -17,6 +17,8 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData
 
+from agentr1.models import hub_id
+
 NOT_MEASURED = "not measured"
 _EVIDENCE = ("recipe.yaml", "command.txt", "environment.json", "eval.json")
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -163,6 +165,11 @@ def push_run(
             "folder itself or in a checkpoint-* folder; name the folder that training wrote"
         )
     files: dict[str, Path | bytes] = {path.name: path for path in _model_files(weights)}
+    adapter = _adapter_config(run)
+    base = hub_id(str(adapter["base_model_name_or_path"])) if adapter else None
+    if adapter and base:  # a local copy's path is of no use to others, and names the user's home
+        renamed = {**adapter, "base_model_name_or_path": base}
+        files["adapter_config.json"] = json.dumps(renamed, indent=2).encode()
     for file in _EVIDENCE:
         if (run / file).is_file():
             files[file] = _TOKEN.sub("hf_***", _read(run / file)).encode()
@@ -233,6 +240,7 @@ def _adapter_config(run: Path) -> Mapping[str, Any] | None:
 
 def _base_model(adapter: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> str | None:
     named = (adapter or {}).get("base_model_name_or_path") or recipe.get("model_name_or_path")
+    named = (hub_id(str(named)) if named else None) or named
     return str(named) if named else None
 
 

@@ -87,7 +87,7 @@ def read_conversations(path: Path) -> Iterator[tuple[str, list[Any]]]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                record = json.loads(line) if line.strip() else {"messages": None}
+                record: Any = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{path}:{number}: no JSON, got {line[:80]!r} ({error})"

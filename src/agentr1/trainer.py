@@ -9,6 +9,7 @@ are TRL's.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 import shutil
 import sys
@@ -78,6 +79,8 @@ class AgentTrainer(GRPOTrainer):
         metrics: Mapping[str, Metric] | None = None,
         **kwargs: Any,
     ) -> None:
+        if env_factory is not None:
+            _check_arguments(inspect.signature(GRPOTrainer).bind(*args, **kwargs).arguments)
         super().__init__(*args, **kwargs)
         name = getattr(self.args, "algorithm", None)
         self._algorithm = ALGORITHMS[name] if name else None
@@ -85,17 +88,10 @@ class AgentTrainer(GRPOTrainer):
         self._metric_functions = dict(metrics or {})
         self._reward_table: Tensor | None = None
         if env_factory is not None:
-            self._prepare_rollouts(env_factory, kwargs)
+            self._prepare_rollouts(env_factory)
 
-    def _prepare_rollouts(self, env_factory: EnvFactory, kwargs: Mapping[str, Any]) -> None:
-        clash = [k for k in ("tools", "rollout_func", "environment_factory") if kwargs.get(k)]
-        if clash or not isinstance(self.args, AgentConfig):
-            raise ValueError(
-                "env_factory needs an AgentConfig and excludes tools, rollout_func and "
-                f"environment_factory, got {type(self.args).__name__} and {clash}; keep one way"
-            )
-        self._config = self.args
-        self._config.check_for_environment()
+    def _prepare_rollouts(self, env_factory: EnvFactory) -> None:
+        self._config: AgentConfig = self.args  # pyright: ignore (_check_arguments has seen it)
         self.rollout_func = self._play_batch
         # TRL asks only whether the last id is an eos; we know why each episode ended.
         self._mask_truncated = self.mask_truncated_completions
@@ -109,6 +105,7 @@ class AgentTrainer(GRPOTrainer):
         model: Any = self.accelerator.unwrap_model(self.model)
         tokenizer: Any = self.processing_class
         self.codec = Codec(tokenizer, env_factory().tool_schemas, model.config.name_or_path)
+        tokenizer.chat_template = self.codec.template  # a saved policy carries what it was taught
         stop_ids = self.codec.stop_ids.union(self.eos_token_ids)
         self._engine = InProcessEngine(model, sorted(stop_ids), self._config.max_slots)
         self._batches_of_step = (-1, 0)
@@ -307,10 +304,11 @@ class AgentTrainer(GRPOTrainer):
         means = {n: sum(s.values[n] for s in scored) / len(scored) for n in names}
         means |= episode_means([s.trajectory for s in scored])
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        was_training = self.model.training
-        self.model.eval()  # TRL's `log` would take the training numbers gathered so far along
+        model: Any = self.model
+        was_training = model.training
+        model.eval()  # TRL's `log` would take the training numbers gathered so far along
         self.log(metrics)
-        self.model.train(was_training)
+        model.train(was_training)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
@@ -347,6 +345,18 @@ class AgentTrainer(GRPOTrainer):
                 use_mtime=True,
             )
         self.accelerator.wait_for_everyone()
+
+
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse what clashes with an environment, before weights are loaded."""
+    config = given.get("args")
+    clash = [k for k in ("tools", "rollout_func", "environment_factory") if given.get(k)]
+    if clash or not isinstance(config, AgentConfig):
+        raise ValueError(
+            "env_factory needs an AgentConfig and excludes tools, rollout_func and "
+            f"environment_factory, got {type(config).__name__} and {clash}; keep one way"
+        )
+    config.check_for_environment()
 
 
 def _single_segment(trajectory: Trajectory) -> Segment:
