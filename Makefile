@@ -22,11 +22,8 @@ weights := $(if $(filter smollm2%,$(RECIPE)),$(SMOLLM2))
 # DeepSpeed compiles an operator when it first runs on a CPU: kept with the environment it was built
 # for, because another environment would build it again, and a killed build leaves a lock behind.
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
-# The cpu_* configurations stay on the CPU where there is a GPU too, and need the training arguments
-# that their headers name.
+# The cpu_* configurations stay on the CPU where there is a GPU too.
 launch_env = $(if $(filter cpu_%,$(ACCELERATE)),CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)
-cpu_args = $(if $(filter cpu_ddp,$(ACCELERATE)),--use_cpu true) \
-  $(if $(filter cpu_zero%,$(ACCELERATE)),--use_cpu false --ddp_backend gloo)
 launch = $(strip $(launch_env) $(PY) -m accelerate.commands.launch \
   --config_file recipes/accelerate/$(ACCELERATE).yaml $(LAUNCH_ARGS))
 # Tests never reach for the Hub, which also switches TRL's telemetry off. One thread per process,
@@ -46,7 +43,7 @@ train: $(INSTALLED) $(weights) ## Train RECIPE with reinforcement learning; ACCE
 ifeq ($(ACCELERATE),)
 	$(PY) -m agentr1 train $(RECIPE) $(ARGS)
 else
-	$(launch) -m agentr1.train $(RECIPE) $(cpu_args) $(ARGS)
+	$(launch) -m agentr1.train $(RECIPE) $(ARGS)
 endif
 
 sft: RECIPE = quickstart/sft
