@@ -151,6 +151,51 @@ def test_recorded_logprobs_are_those_of_the_trained_model(build: Callable[..., A
     torch.testing.assert_close(recorded[mask], logps[mask], atol=1e-4, rtol=1e-4)
 
 
+def test_actions_are_sampled_without_dropout(
+    build: Callable[..., Any], make_model: Callable[..., Any]
+) -> None:
+    with_dropout = make_model(attention_dropout=0.5)
+    trainer = build(model=with_dropout, env_factory=planned([0.0]))
+    without = build(env_factory=planned([0.0]))
+    assert trainer.model.training
+    texts = [
+        [s.trajectory.turns[0].action_ids for s in t.play_greedily(ROWS)]
+        for t in (trainer, without)
+    ]
+    assert texts[0] == texts[1]
+    assert trainer.model.training  # as it was before
+
+
+def test_credit_stays_with_its_tokens_when_batches_are_shuffled_and_split(
+    build: Callable[..., Any],
+) -> None:
+    seen: dict[int, set[float]] = {}
+
+    class Watching(AgentTrainer):
+        def _compute_loss(self, model: Any, inputs: Any) -> Any:
+            trained = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+            assert not inputs["advantages"][~trained].any()
+            for row, mask in zip(inputs["advantages"], trained, strict=True):
+                seen.setdefault(int(mask.sum()), set()).update(row[mask].tolist())
+            return super()._compute_loss(model, inputs)
+
+    # One row is one turn long and gets -2.5, its sibling is three turns long and gets 2.5, 2, 2.
+    trainer = build(
+        trainer=Watching,
+        env_factory=planned([1.0, 0.0, 2.0], [0.5]),
+        rewards=silent_reward,
+        settings={
+            "max_steps": 2,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 4,
+            "num_iterations": 2,
+            "max_turn_tokens": 1,
+        },
+    )
+    trainer.train()
+    assert seen == {1: {-2.5}, 3: {2.5, 2.0}}
+
+
 def test_mask_truncated_completions_masks_exactly_the_truncated_trajectories(
     build: Callable[..., Any],
 ) -> None:
