@@ -86,8 +86,9 @@ def evaluate(
     Returns:
         The folder with `evaluation/after.jsonl` and `eval.json`.
     """
-    player = load_player(name, overrides, policy)
-    rows = getattr(player.task, split)[:limit]
+    limited = [f"--{split}_limit", str(limit)] if limit is not None else []
+    player = load_player(name, [*overrides, *limited], policy)
+    rows = getattr(player.task, split)
     scored = evaluate_rows(
         rows,
         player.task.env_factory,
