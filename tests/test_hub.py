@@ -23,6 +23,7 @@ from huggingface_hub import ModelCard
 
 from agentr1.hub import model_card, push_run, weights_folder
 
+ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = bytes(range(256)) * 40
 TOKEN = "hf_" + "a" * 20
 
@@ -244,30 +245,49 @@ def hub() -> Iterator[FakeHub]:
     thread.join(timeout=5)
 
 
-def push_in_subprocess(hub: FakeHub, run: Path, home: Path) -> str:
-    """The endpoint is read when the client is imported, so the push needs a process of its own."""
+def on_hub(hub: FakeHub, home: Path, *command: str) -> str:
+    """The endpoint is read when the client is imported, so a push needs a process of its own."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     env = {
         **keep,
         "HF_ENDPOINT": hub.address,
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_TOKEN": TOKEN,
         "HF_HOME": str(home),
         "NO_PROXY": "127.0.0.1",
     }
+    done = subprocess.run(
+        [sys.executable, *command], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def push_in_subprocess(hub: FakeHub, run: Path, home: Path) -> str:
     script = (
         "import sys; from agentr1.hub import push_run; "
         "print(push_run(sys.argv[1], 'someone/agent', private=True))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(run)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return on_hub(hub, home, "-c", script, str(run))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_training_with_push_to_hub_delivers_the_adapter(tmp_path: Path, hub: FakeHub) -> None:
+    run = tmp_path / "run"
+    small = ("--per_device_train_batch_size", "4", "--num_generations", "2", "--test_limit", "4")
+    once = ("--max_steps", "1", "--eval_strategy", "no", "--load_best_model_at_end", "false")
+    lora = ("--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "all-linear")
+    push = ("--push_to_hub", "true", "--hub_model_id", "someone/agent", "--output_dir", str(run))
+    train = ("-m", "agentr1", "train", "quickstart")
+    shown = on_hub(hub, tmp_path / "home", *train, *small, *once, *lora, *push)
+    assert f"{hub.address}/someone/agent/commit" in shown
+    assert hub.commits == 1  # the whole run at its end, not every checkpoint
+    adapter = run / "final" / "adapter_model.safetensors"
+    assert hub.files["adapter_model.safetensors"] == adapter.read_bytes()
+    assert hub.files["eval.json"] == (run / "eval.json").read_bytes()
+    assert "exact_match" in hub.files["README.md"].decode()
 
 
 def test_push_delivers_weights_card_and_evidence(tmp_path: Path, hub: FakeHub) -> None:

@@ -33,6 +33,8 @@ def test_run_folders_never_collide_and_latest_names_the_newest(tmp_path: Path) -
     assert all(folder.is_dir() for folder in folders)
     latest = tmp_path / "task" / "grpo" / "latest"
     assert latest.resolve() == folders[-1].resolve()
+    assert (tmp_path / "task" / "latest").resolve() == folders[-1].resolve()
+    assert not (tmp_path / "latest").exists()
     assert sorted(p.name for p in latest.parent.iterdir() if p.name.startswith(".")) == []
 
 

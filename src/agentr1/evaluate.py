@@ -97,7 +97,7 @@ def evaluate(
         limits=player.limits,
         metrics=player.task.metrics,
     )
-    folder = new_run_folder(f"{player.recipe.name}/eval")
+    folder = new_run_folder(f"eval/{player.recipe.name}")
     write_header(folder, player.recipe.text, ["agentr1", *sys.argv[1:]])
     write_scores(folder / "evaluation" / "after.jsonl", scored)
     found = summary(scored)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import difflib
 import functools
 import importlib
 import inspect
@@ -148,14 +149,33 @@ def load_recipe(name: str, overrides: Sequence[str] = (), training: type = Agent
     if nested:
         raise ValueError(f"{path}: recipes are flat, but {nested} hold mappings; write plain keys")
     kinds: Any = (RecipeArguments, training, ModelConfig)
-    parser = _Parser(kinds)
+    parser = _Parser(kinds, allow_abbrev=False)
     try:
-        arguments, config, model = parser.parse_args_and_config(["--config", str(path), *overrides])
+        arguments, config, model, unknown = parser.parse_args_and_config(
+            ["--config", str(path), *overrides], return_remaining_strings=True
+        )
+        if unknown:
+            raise ValueError(_unknown_keys(unknown, kinds))
         if isinstance(config, AgentConfig):
             _check_together(arguments, config)
     except ValueError as error:
         raise ValueError(f"recipe {path}: {error}") from error
     return Recipe(f"{path.parent.name}/{path.stem}", text, arguments, config, model)
+
+
+def _unknown_keys(unknown: Sequence[str], kinds: Sequence[type]) -> str:
+    """Say which keys nobody knows, and what they may have been meant to be."""
+    known = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    names = [word.removeprefix("--").partition("=")[0] for word in unknown if word.startswith("--")]
+    close = {n: difflib.get_close_matches(n.replace("-", "_"), known, n=1) for n in names}
+    guesses = [
+        f"{name!r} (did you mean {found[0]}?)" if found else repr(name)
+        for name, found in close.items()
+    ]
+    return (
+        f"unknown {', '.join(guesses) or unknown}; a key is a field of RecipeArguments, "
+        f"{kinds[1].__name__} or TRL's ModelConfig"
+    )
 
 
 def build_task(arguments: RecipeArguments) -> Task:

@@ -3,9 +3,10 @@
 Files are written aside and renamed, so a killed run leaves no half file under a real name. Knows
 paths and JSON, no models. Layout:
 
-    runs/<recipe>/<time>/  recipe.yaml  command.txt  environment.json  metrics.jsonl  eval.json
-                           trajectories/step_000010.jsonl  checkpoint-N/  final/
-    runs/<recipe>/latest   link to the newest
+    runs/<task>/<algorithm>/<time>/
+        recipe.yaml  command.txt  environment.json  metrics.jsonl  eval.json
+        trajectories/step_000010.jsonl  evaluation/after.jsonl  checkpoint-N/  final/
+    runs/<task>/latest, runs/<task>/<algorithm>/latest   links to the newest
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ _PACKAGES = ("agentr1", "trl", "transformers", "torch", "peft", "accelerate", "d
 
 
 def new_run_folder(recipe_name: str, root: Path = Path("runs")) -> Path:
-    """Make `root/recipe_name/<time>` and let `latest` beside it point there."""
+    """Make `root/recipe_name/<time>`; `latest` in each folder below root points there."""
     parent = root / recipe_name
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder, extra = parent / stamp, 1
     while folder.exists():
         folder, extra = parent / f"{stamp}-{extra}", extra + 1
     folder.mkdir(parents=True)
-    link, aside = parent / "latest", parent / f".latest-{os.getpid()}"
-    aside.symlink_to(folder.name, target_is_directory=True)
-    aside.replace(link)
+    for above in folder.parents:
+        if above == root:
+            break
+        aside = above / f".latest-{os.getpid()}"
+        aside.symlink_to(folder.relative_to(above), target_is_directory=True)
+        aside.replace(above / "latest")
     return folder
 
 

@@ -181,6 +181,8 @@ def _prepare_folder(
     folder: Path, recipe: Recipe, checkpoint: str | None, command: Sequence[str]
 ) -> None:
     drop_metrics_after(folder, int(checkpoint.rpartition("-")[2]) if checkpoint else -1)
+    if checkpoint is not None:
+        print(f"going on from {checkpoint}")
     if checkpoint is None:
         write_header(folder, recipe.text, command)
 

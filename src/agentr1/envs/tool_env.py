@@ -23,6 +23,10 @@ CUT_NOTICE = (
     "Your turn was cut at its length limit before it ended, so nothing in it was run. "
     "Write a shorter turn."
 )
+EMPTY_NOTICE = (
+    "Your turn held neither a tool call nor an answer. Close your thinking with </think> if you "
+    "opened it, then call a tool or answer."
+)
 
 
 class ToolEnv(Env):
@@ -78,7 +82,10 @@ class ToolEnv(Env):
         self._turn += 1
         if message.cut:
             return StepResult((Message("user", CUT_NOTICE),), info={"cut": 1.0})
-        calls = parse_turn(message.content, id_prefix=f"call_{self._turn}").calls
+        parsed = parse_turn(message.content, id_prefix=f"call_{self._turn}")
+        calls = parsed.calls
+        if not calls and not parsed.content.strip():
+            return StepResult((Message("user", EMPTY_NOTICE),), info={"mistakes": 1.0})
         outcomes = await self.runner.run(calls)
         reward = self._pay(outcomes)
         self._past += outcomes
