@@ -96,7 +96,8 @@ def small_work(tmp_path: Path, make_tokenizer: Callable, make_model: Callable) -
     return ["--policy", str(policy), "--data", str(data), "--rollouts", "2"]
 
 
-@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.timeout(600)  # it sleeps, and two of TRL's four ways are slow on a CPU
+@pytest.mark.parametrize("calls", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_rollouts_do_equal_work_and_are_reported(
     small_work: list[str], tmp_path: Path, calls: int
 ) -> None:

@@ -72,6 +72,7 @@ def test_an_unknown_algorithm_is_refused_with_the_known_ones(tmp_path: Path) -> 
         ("max_turns", 0),
         ("max_turns", 2.5),
         ("max_turn_tokens", 0),
+        ("max_episode_seconds", 0),
         ("max_slots", 0),
         ("turn_discount", 0.0),
         ("turn_discount", 1.1),
@@ -94,9 +95,12 @@ def test_a_value_out_of_its_range_is_refused(tmp_path: Path, name: str, value: f
         ({"repetition_penalty": 1.1}, "repetition_penalty=1.1"),
         ({"generation_kwargs": {"num_beams": 2}}, "num_beams"),
         ({"use_vllm": True}, "use_vllm=True"),
+        ({"max_completion_length": None}, "max_completion_length is unset"),
+        ({"fsdp": "full_shard"}, "fsdp=True"),
+        ({"ds3_gather_for_generation": False}, "ds3_gather_for_generation=False"),
     ],
 )
-def test_sampling_that_an_environment_cannot_have_is_refused(
+def test_what_an_environment_cannot_have_is_refused(
     tmp_path: Path, settings: dict[str, Any], said: str
 ) -> None:
     found = config(tmp_path)

@@ -18,7 +18,7 @@ from agentr1.engines.base import Generation, Sampling
 from agentr1.envs.base import Env
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.parsing import parse_turn, render_call
-from agentr1.rollout import Limits, rollout_batch
+from agentr1.rollout import Limits, finish, rollout_batch
 from agentr1.segments import flatten
 from agentr1.tools.base import ToolRunner
 from agentr1.types import Message, Row, StepResult, StopReason, ToolCall, Trajectory
@@ -475,3 +475,19 @@ def test_a_timeout_of_the_environment_itself_is_a_bug(codec: Codec, limits: Limi
 def test_a_step_that_neither_answers_nor_ends_is_a_bug(codec: Codec) -> None:
     with pytest.raises(RuntimeError, match="must return an observation.*got StepResult"):
         play(codec, Replies([StepResult(reward=1.0)]), "Hm.")
+
+
+def test_work_finishes_inside_a_running_loop_as_a_notebook_has_one() -> None:
+    async def answer() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    async def fail() -> None:
+        raise ValueError("a bad row")
+
+    async def cell() -> int:
+        with pytest.raises(ValueError, match="a bad row"):
+            finish(fail())
+        return finish(answer())
+
+    assert finish(answer()) == asyncio.run(cell()) == 7

@@ -166,6 +166,26 @@ def test_actions_are_sampled_without_dropout(
     assert trainer.model.training  # as it was before
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_is_as_set_after_a_rollout(
+    build: Callable[..., Any], reentrant: bool
+) -> None:
+    kwargs = {"use_reentrant": reentrant}
+    settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": kwargs}
+    trainer = build(env_factory=planned([0.0]), settings=settings)
+    trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    trainer.play_greedily(ROWS[:1])
+    layer = trainer.model.model.layers[0]
+    assert layer.gradient_checkpointing
+    assert layer._gradient_checkpointing_func.keywords == kwargs
+
+
+def test_rows_without_ids_are_evaluated_in_their_order(build: Callable[..., Any]) -> None:
+    rows = [{"prompt": row["prompt"]} for row in ROWS[:3]]
+    played = build(env_factory=planned([0.0])).play_greedily(rows)
+    assert [s.trajectory.row["prompt"] for s in played] == [row["prompt"] for row in rows]
+
+
 def test_credit_stays_with_its_tokens_when_batches_are_shuffled_and_split(
     build: Callable[..., Any],
 ) -> None:
@@ -398,6 +418,12 @@ def test_a_steps_reward_reaches_exactly_its_turns_tokens(build: Callable[..., An
     width = batch["completion_ids"].shape[1]
     by_hand = [by_turn(e, v, width) for e, v in zip(trainer._episodes, expected, strict=True)]
     assert batch["advantages"].tolist() == by_hand
+
+
+def test_whole_numbers_before_them_do_not_cut_fractions(build: Callable[..., Any]) -> None:
+    trainer = build(env_factory=planned([1], [0.5], [0], [0.25]), rewards=silent_reward)
+    advantages = generate(trainer)["advantages"]  # (4, T)
+    assert advantages[:, 0].tolist() == [0.5, -0.5, -0.25, 0.25]
 
 
 def test_process_rewards_are_discounted_per_turn(build: Callable[..., Any]) -> None:

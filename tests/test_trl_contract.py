@@ -127,13 +127,14 @@ def test_the_config_fields_we_check_exist() -> None:
     engines = {"use_vllm", "use_transformers_continuous_batching"}
     credit = {"loss_type", "off_policy_mask_threshold", "reward_weights", "num_generations"}
     batch = {"per_device_train_batch_size", "steps_per_generation", "generation_batch_size"}
-    ours = {"max_completion_length", "model_init_kwargs", "ds3_gather_for_generation"}
+    ours = {"max_completion_length", "model_init_kwargs", "ds3_gather_for_generation", "fsdp"}
     assert names >= sampling | engines | credit | batch | ours
 
 
 def test_unwrap_model_for_generation_takes_model_accelerator_and_the_zero3_switch() -> None:
     parameters = list(inspect.signature(unwrap_model_for_generation).parameters)
     assert parameters[:3] == ["model", "accelerator", "gather_deepspeed3_params"]
+    assert "gradient_checkpointing_kwargs" in parameters
 
 
 # The rollout function --------------------------------------------------------------------------

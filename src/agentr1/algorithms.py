@@ -38,6 +38,19 @@ class Algorithm:
     needs_critic: bool = False
 
 
+_REINFORCE_PP_PAPER = (
+    "REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization "
+    "(arXiv 2501.03262)"
+)
+# The paper averages over tokens, which is TRL's dapo loss; its KL penalty inside the reward is left
+# to TRL's `beta`, a penalty in the loss.
+_REINFORCE_PP = {
+    "loss_type": "dapo",
+    "scale_rewards": "batch",
+    "importance_sampling_level": "token",
+    "multi_objective_aggregation": "sum_then_normalize",
+}
+
 _ROWS = (
     Algorithm(
         name="grpo",
@@ -66,31 +79,17 @@ _ROWS = (
         outcome_advantage=advantages.leave_one_out,
         needs_group=True,
     ),
-    # The paper averages over tokens, which is TRL's dapo loss; its KL penalty inside the reward is
-    # left to TRL's `beta`, a penalty in the loss.
     Algorithm(
         name="reinforce++",
-        paper="REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage "
-        "Normalization (arXiv 2501.03262)",
-        settings={
-            "loss_type": "dapo",
-            "scale_rewards": "batch",
-            "importance_sampling_level": "token",
-            "multi_objective_aggregation": "sum_then_normalize",
-        },
+        paper=_REINFORCE_PP_PAPER,
+        settings=_REINFORCE_PP,
         outcome_advantage=advantages.batch_whitened,
         needs_group=False,
     ),
     Algorithm(
         name="reinforce++_baseline",
-        paper="REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage "
-        "Normalization (arXiv 2501.03262)",
-        settings={
-            "loss_type": "dapo",
-            "scale_rewards": "batch",
-            "importance_sampling_level": "token",
-            "multi_objective_aggregation": "sum_then_normalize",
-        },
+        paper=_REINFORCE_PP_PAPER,
+        settings=_REINFORCE_PP,
         outcome_advantage=advantages.group_baseline_whitened,
         needs_group=True,
     ),

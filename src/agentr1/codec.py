@@ -107,7 +107,7 @@ class Codec:
                 f"{observation!r}; use a template that only appends, for example Qwen2.5's"
             )
         suffix = self._after_end + text[len(self._opening) :]
-        ended = bool(action_ids) and action_ids[-1] in self.stop_ids
+        ended = bool(action_ids) and action_ids[-1] == self.end_of_turn_ids[-1]
         return (*(() if ended else self.end_of_turn_ids), *self._encode(suffix.split(mark)))
 
     def message(self, action_ids: Sequence[int], cut: bool = False) -> Message:

@@ -7,11 +7,13 @@ and the credit need, `RecipeArguments` names data, tools and rewards. Names stay
 
 from __future__ import annotations
 
+import os
 from dataclasses import MISSING, dataclass, field, fields
 
 from trl import GRPOConfig
 
 from agentr1.algorithms import algorithm as find_algorithm
+from agentr1.rollout import Limits
 
 _FROM_SCALAR_SIGN = ("vespo", "luspo")
 """Losses whose meaning changes when an advantage varies within a sequence."""
@@ -83,6 +85,11 @@ class AgentConfig(GRPOConfig):
                 self.max_turn_tokens is None or _counts(self.max_turn_tokens),
                 "a whole number, at least 1, or unset",
             ),
+            (
+                "max_episode_seconds",
+                self.max_episode_seconds is None or self.max_episode_seconds > 0,
+                "more than 0, or unset",
+            ),
             ("max_slots", _counts(self.max_slots), "a whole number, at least 1"),
             ("turn_discount", 0.0 < self.turn_discount <= 1.0, "in (0, 1]"),
             ("max_fault_share", 0.0 <= self.max_fault_share <= 1.0, "in [0, 1]"),
@@ -91,6 +98,17 @@ class AgentConfig(GRPOConfig):
         for name, holds, expected in checks:
             if not holds:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def limits(self) -> Limits:
+        """What truncates an episode, in training and evaluation alike."""
+        assert self.max_completion_length is not None  # check_for_environment has seen to it
+        return Limits(
+            max_turns=self.max_turns,
+            max_completion_length=self.max_completion_length,
+            max_turn_tokens=self.max_turn_tokens,
+            max_seconds=self.max_episode_seconds,
+        )
 
     def check_for_environment(self) -> None:
         """Refuse settings that cannot be right once an environment is in play.
@@ -115,6 +133,23 @@ class AgentConfig(GRPOConfig):
                 "with an environment, agentr1's own in-process engine samples; got "
                 f"use_vllm={self.use_vllm}, use_transformers_continuous_batching="
                 f"{self.use_transformers_continuous_batching}; unset both"
+            )
+        if self.max_completion_length is None:
+            raise ValueError(
+                "max_completion_length is unset, but with an environment it is the token budget of "
+                "an episode; set a number that fits the model's context, 1024 for example"
+            )
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        """Refuse what would make the processes of a run wait for each other, or mix groups."""
+        fsdp = self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if fsdp or not self.ds3_gather_for_generation:
+            raise ValueError(
+                "episodes take different numbers of turns on each process, so no forward pass of a "
+                f"rollout may wait for another process; got fsdp={bool(fsdp)}, "
+                f"ds3_gather_for_generation={self.ds3_gather_for_generation}; use DDP or DeepSpeed "
+                "ZeRO (recipes/accelerate) and leave ds3_gather_for_generation true"
             )
         local_batch = self.per_device_train_batch_size * (self.steps_per_generation or 1)
         if local_batch % (self.num_generations or 1):

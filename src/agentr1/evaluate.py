@@ -17,7 +17,7 @@ import torch
 from agentr1.codec import Codec
 from agentr1.commandline import guarded, recipe_parser, split_arguments
 from agentr1.engines.in_process import InProcessEngine
-from agentr1.models import load_policy, load_tokenizer, resolve_model
+from agentr1.models import eos_ids, load_policy, load_tokenizer, resolve_model
 from agentr1.recipe import Recipe, Task, build_task, load_recipe, search_roots
 from agentr1.rollout import Limits
 from agentr1.runs import new_run_folder, write_header, write_json, write_scores
@@ -47,6 +47,7 @@ def load_player(name: str, overrides: Sequence[str] = (), policy: str | None = N
         ValueError, FileNotFoundError: a mistake in the recipe or the command.
     """
     recipe = load_recipe(name, overrides)
+    recipe.training.check_for_environment()
     task = build_task(recipe.arguments)
     model_name = policy or str(recipe.model.model_name_or_path)
     final = Path(model_name) / "final"
@@ -56,15 +57,9 @@ def load_player(name: str, overrides: Sequence[str] = (), policy: str | None = N
     model: Any = load_policy(source, search_roots(), dtype=dtype, attn_implementation="sdpa")
     model.to("cuda" if torch.cuda.is_available() and not recipe.training.use_cpu else "cpu").eval()
     codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
-    config = recipe.training
-    limits = Limits(
-        max_turns=config.max_turns,
-        max_completion_length=config.max_completion_length,
-        max_turn_tokens=config.max_turn_tokens,
-        max_seconds=config.max_episode_seconds,
-    )
-    engine = InProcessEngine(model, sorted(codec.stop_ids), config.max_slots)
-    return Player(recipe, task, codec, engine, limits)
+    stop_ids = codec.stop_ids | eos_ids(model)
+    engine = InProcessEngine(model, sorted(stop_ids), recipe.training.max_slots)
+    return Player(recipe, task, codec, engine, recipe.training.limits)
 
 
 def evaluate(

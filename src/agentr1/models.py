@@ -151,6 +151,12 @@ def load_policy(
     return PeftModel.from_pretrained(load_model(base, dtype, **options), source.path_or_id)
 
 
+def eos_ids(model: Any) -> frozenset[int]:
+    """Every id that the model itself declares to end a text; TRL stops at them in training."""
+    declared = model.generation_config.eos_token_id
+    return frozenset([declared] if isinstance(declared, int) else declared or ())
+
+
 def hub_id(path_or_id: str) -> str | None:
     """The Hub id behind a path or id, None for a folder of the user's own.
 

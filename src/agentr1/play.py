@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from rich.markup import escape
 from agentr1.commandline import guarded, recipe_parser, split_arguments
 from agentr1.engines.base import Sampling
 from agentr1.evaluate import load_player
-from agentr1.rollout import rollout_batch
+from agentr1.rollout import finish, rollout_batch
 from agentr1.scoring import Scored, score
 
 _COLOURS = {"system": "dim", "user": "cyan", "assistant": "green", "tool": "yellow"}
@@ -36,7 +35,7 @@ def play(
     player = load_player(name, overrides, policy)
     rows = player.task.test[:count]
     samplings = [Sampling(max_tokens=1, temperature=temperature, seed=i) for i in range(len(rows))]
-    trajectories = asyncio.run(
+    trajectories = finish(
         rollout_batch(
             rows,
             player.task.env_factory,

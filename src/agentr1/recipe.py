@@ -7,7 +7,6 @@ so every mistake of a recipe shows within seconds.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import difflib
 import functools
@@ -25,6 +24,7 @@ from agentr1.data import find_corpus, find_split, load_rows
 from agentr1.envs.base import EnvFactory
 from agentr1.envs.check import check_env
 from agentr1.envs.tool_env import ToolEnv
+from agentr1.rollout import finish
 from agentr1.scoring import Metric
 from agentr1.tools.base import Tool, ToolPolicy, ToolRunner
 
@@ -195,7 +195,7 @@ def build_task(arguments: RecipeArguments) -> Task:
         for split in limits
     }
     env_factory = _env_factory(arguments, folder)
-    asyncio.run(check_env(env_factory, rows["train"][0]))
+    finish(check_env(env_factory, rows["train"][0]))
     columns = [name for name in rows["train"][0] if name not in ("prompt", *_GIVEN_TO_REWARDS)]
     given = dict.fromkeys([*_GIVEN_TO_REWARDS, *columns])
     return Task(

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
 
 from agentr1.engines.base import Engine, Sampling
 from agentr1.envs.base import Env, EnvFactory
 from agentr1.types import Message, Row, StepResult, StopReason, Trajectory, Turn
+
+_Result = TypeVar("_Result")
 
 
 class TokenCodec(Protocol):
@@ -168,6 +172,25 @@ async def rollout_batch(
         first = failures.exceptions[0]
         raise first from first.__cause__  # the author's own exception, not the group
     return [task.result() for task in tasks]
+
+
+def finish(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a coroutine to its end from ordinary code, a notebook's running event loop included."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    # A loop cannot be entered twice: a thread has one of its own.
+    done: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(asyncio.run(work))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="rollout").start()
+    return done.result()
 
 
 class _Clock:

@@ -123,7 +123,9 @@ def write_trajectories(
     suffix = "" if rank == 0 else f".rank{rank}"
     path = folder / f"step_{step:06d}{suffix}.jsonl"
     records = ({"schema": SCHEMA_VERSION, **dataclasses.asdict(t)} for t in trajectories)
-    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    write_text(
+        path, "".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in records)
+    )
     return path
 
 
@@ -134,7 +136,9 @@ def write_scores(path: Path, scored: Iterable[Scored]) -> None:
         | {"trajectory": dataclasses.asdict(s.trajectory)}
         for s in scored
     )
-    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    write_text(
+        path, "".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in records)
+    )
 
 
 def read_scores(path: Path, metric: str) -> dict[str, float]:

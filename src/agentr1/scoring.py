@@ -6,7 +6,6 @@ order of the rows and the number of processes cannot change a score.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from agentr1.engines.base import Engine, Sampling
 from agentr1.envs.base import EnvFactory
-from agentr1.rollout import Limits, TokenCodec, rollout_batch
+from agentr1.rollout import Limits, TokenCodec, finish, rollout_batch
 from agentr1.statistics import mean_ci
 from agentr1.types import Row, Trajectory
 
@@ -60,7 +59,7 @@ def evaluate_rows(
         One record per row, in the order of the rows.
     """
     greedy = [Sampling(max_tokens=1, temperature=0.0)] * len(rows)
-    trajectories = asyncio.run(
+    trajectories = finish(
         rollout_batch(rows, env_factory, codec, engine, limits=limits, samplings=greedy)
     )
     return score(trajectories, metrics)

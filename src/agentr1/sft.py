@@ -74,7 +74,8 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
     use_our_progress(trainer, [ProgressBar(), MetricsFile(folder)])
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(str(folder / "final"))
-    print(f"the policy is in {folder / 'final'}")
+    if trainer.is_world_process_zero():
+        print(f"the policy is in {folder / 'final'}")
     return folder
 
 

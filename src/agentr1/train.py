@@ -116,6 +116,7 @@ def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
         "dtype": model.dtype,
         "attn_implementation": model.attn_implementation or "sdpa",
         "revision": model.model_revision,
+        "device_map": None,  # one device a process: TRL's default would spread over all it sees
     }
 
 

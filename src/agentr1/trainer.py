@@ -8,11 +8,9 @@ are TRL's.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import random
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from agentr1.config import AgentConfig
 from agentr1.engines.base import Sampling
 from agentr1.engines.in_process import InProcessEngine
 from agentr1.envs.base import EnvFactory
-from agentr1.rollout import Limits, rollout_batch
+from agentr1.rollout import finish, rollout_batch
 from agentr1.runs import write_trajectories
 from agentr1.scoring import Metric, Scored, episode_means, score
 from agentr1.segments import flatten
@@ -96,12 +94,6 @@ class AgentTrainer(GRPOTrainer):
         # TRL asks only whether the last id is an eos; we know why each episode ended.
         self._mask_truncated = self.mask_truncated_completions
         self.mask_truncated_completions = False
-        self._limits = Limits(
-            max_turns=self._config.max_turns,
-            max_completion_length=self._config.max_completion_length or sys.maxsize,
-            max_turn_tokens=self._config.max_turn_tokens,
-            max_seconds=self._config.max_episode_seconds,
-        )
         model: Any = self.accelerator.unwrap_model(self.model)
         tokenizer: Any = self.processing_class
         self.codec = Codec(tokenizer, env_factory().tool_schemas, model.config.name_or_path)
@@ -109,6 +101,7 @@ class AgentTrainer(GRPOTrainer):
         stop_ids = self.codec.stop_ids.union(self.eos_token_ids)
         self._engine = InProcessEngine(model, sorted(stop_ids), self._config.max_slots)
         self._batches_of_step = (-1, 0)
+        self._period_written = -1
 
     @property
     def _group_size(self) -> int:
@@ -127,25 +120,29 @@ class AgentTrainer(GRPOTrainer):
         was_training = self._training
         assert self._env_factory is not None  # callers check
         wrapped: Any = self.model_wrapped
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs  # or they become the defaults
         with (
             torch.no_grad(),
+            self.accelerator.autocast(),  # sample in the precision that is trained
             unwrap_model_for_generation(
                 wrapped,
                 self.accelerator,
-                gather_deepspeed3_params=self._config.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=checkpointing,
             ) as unwrapped,
         ):
             model: Any = unwrapped
+            if model.device.type != self.accelerator.device.type:  # DeepSpeed moves it at `train`
+                model.to(self.accelerator.device)
             model.eval()  # dropout would sample from another policy than the trained one
             try:
                 self._engine.sync(model)
-                return asyncio.run(
+                return finish(
                     rollout_batch(
                         rows,
                         self._env_factory,
                         self.codec,
                         self._engine,
-                        limits=self._limits,
+                        limits=self._config.limits,
                         samplings=samplings,
                     )
                 )
@@ -247,7 +244,8 @@ class AgentTrainer(GRPOTrainer):
         if not any(any(t.process_rewards) for t in self._episodes):
             return outcome
         self._config.check_for_turn_advantages()
-        paid = [torch.tensor(t.process_rewards) for t in self._episodes]
+        # One type for all: padding takes the first row's, and whole numbers would cut the others.
+        paid = [torch.tensor(t.process_rewards, dtype=outcome.dtype) for t in self._episodes]
         process = turn_leave_one_out(
             pad_sequence(paid, batch_first=True).to(outcome),  # (B, K)
             torch.tensor([len(p) for p in paid], device=outcome.device),
@@ -257,7 +255,9 @@ class AgentTrainer(GRPOTrainer):
         width = output["completion_ids"].shape[1]
         turn_ids = torch.full((len(paid), width), OBSERVATION_TURN, device=outcome.device)
         for i, segment in enumerate(self._segments):
-            turn_ids[i, : len(segment.turn_ids)] = torch.tensor(segment.turn_ids)
+            pairs = zip(segment.turn_ids, segment.loss_mask, strict=True)
+            trained = [turn if kept else OBSERVATION_TURN for turn, kept in pairs]
+            turn_ids[i, : len(trained)] = torch.tensor(trained)
         return combine(outcome, process, turn_ids)
 
     def _log_batch(self) -> None:
@@ -267,7 +267,8 @@ class AgentTrainer(GRPOTrainer):
             for name, value in scored.values.items():
                 self._log_metric(f"rollout/{name}", value)
         every = self._config.trajectory_steps
-        if every and self.state.global_step % every == 0:
+        if every and self.state.global_step // every != self._period_written:
+            self._period_written = self.state.global_step // every
             folder = Path(str(self.args.output_dir)) / "trajectories"
             rank = self.accelerator.process_index
             write_trajectories(folder, self.state.global_step, rank, self._episodes)
@@ -278,16 +279,16 @@ class AgentTrainer(GRPOTrainer):
         """Play rows once each with temperature 0, shared among the processes, and score them.
 
         Args:
-            rows: dataset rows with unique ids.
+            rows: dataset rows.
 
         Returns:
             Records of all rows, in order, on every process.
         """
-        mine = list(rows)[self.accelerator.process_index :: self.accelerator.num_processes]
+        mine = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
         greedy = [Sampling(max_tokens=1, temperature=0.0)] * len(mine)
-        scored = score(self._play(mine, greedy), self._metric_functions)
-        found = {record.row_id: record for record in gather_object(scored)}
-        return [found[str(row["id"])] for row in rows]
+        scored = score(self._play([rows[i] for i in mine], greedy), self._metric_functions)
+        found = dict(gather_object(list(zip(mine, scored, strict=True))))
+        return [found[i] for i in range(len(rows))]
 
     def evaluate(
         self,

@@ -81,7 +81,7 @@ class ToolEnv(Env):
         """Run the turn's calls; without one, the episode is over."""
         self._turn += 1
         if message.cut:
-            return StepResult((Message("user", CUT_NOTICE),), info={"cut": 1.0})
+            return StepResult((Message("user", CUT_NOTICE),), info={**_counts(()), "cut": 1.0})
         parsed = parse_turn(message.content, id_prefix=f"call_{self._turn}")
         calls = parsed.calls
         if not calls and not parsed.content.strip():
@@ -100,7 +100,7 @@ class ToolEnv(Env):
         )
 
     def _pay(self, outcomes: tuple[ToolOutcome, ...]) -> float:
-        paid = sum(outcome.reward for outcome in outcomes)
+        paid = sum((outcome.reward for outcome in outcomes), start=0.0)
         return paid + sum(
             weight * function(self._row, outcomes, self._past)
             for function, weight in self.process_rewards
@@ -126,5 +126,6 @@ def _counts(outcomes: Sequence[ToolOutcome]) -> dict[str, float]:
         "calls": float(len(outcomes)),
         "mistakes": float(sum(o.failure == "mistake" for o in outcomes)),
         "faults": float(sum(o.failure == "fault" for o in outcomes)),
-        "tool_seconds": sum(o.seconds for o in outcomes),
+        "tool_seconds": sum((o.seconds for o in outcomes), start=0.0),
+        "cut": 0.0,  # in every turn: a mean over processes needs each name on each of them
     }
