@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 
 from agentr1 import Env, Message, StopReason, ToolError, check_env
 from agentr1.cli import VERBS
+from agentr1.config import RecipeArguments
 from agentr1.engines.base import Sampling
-from agentr1.recipe import find_recipe
+from agentr1.recipe import build_task, find_recipe
 from agentr1.rollout import Limits, rollout
 from fakes import ScriptedPolicy
 
@@ -67,3 +69,24 @@ def test_make_targets_recipes_and_verbs_exist() -> None:
 def test_the_paths_it_names_exist() -> None:
     for path in re.findall(r"`((?:recipes|docs|data)/[\w/.]*)`", README):
         assert (ROOT / path).exists(), path
+
+
+def test_a_recipe_with_the_environment_needs_rows_with_ids_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = [block for block in PYTHON if "class Guess" in block]
+    (tmp_path / "readme_module.py").write_text(block)
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.jsonl").write_text('{"id": "1", "number": 7}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    named = RecipeArguments(
+        dataset=str(tmp_path),
+        environment="readme_module.Guess",
+        rewards=["agentr1.rewards.no_reward"],
+        metrics=["agentr1.rewards.environment_reward"],
+    )
+    task = build_task(named)
+    assert [row["number"] for row in task.train] == [7]
+    assert "environment" in task.metrics
+    with pytest.raises(ValueError, match="no ToolEnv and would ignore .*tools"):
+        build_task(dataclasses.replace(named, tools=["agentr1.tools.calculator.calculator"]))

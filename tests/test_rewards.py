@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from agentr1.rewards import (
     cover_exact_match,
     cover_exact_match_reward,
+    environment_reward,
     exact_match,
     exact_match_reward,
     f1,
     f1_reward,
     gold_answers,
     new_supporting_title,
+    no_reward,
     normalize_answer,
     repeated_query,
     valid_call,
@@ -203,3 +205,14 @@ def test_repeated_query_forgives_a_second_try_after_a_fault_and_ignores_unreadab
     assert repeated_query({}, (unreadable, unreadable), (unreadable,)) == 0.0
     mistake = outcome(query="x", failure="mistake")
     assert repeated_query({}, (mistake,), (mistake,)) == -1.0
+
+
+def test_what_the_environment_paid_is_a_metric_and_no_reward_is_none() -> None:
+    def paid(*amounts: float) -> Trajectory:
+        said = Message("assistant", "x")
+        turns = tuple(Turn((1,), (0.0,), said, reward=amount) for amount in amounts)
+        return Trajectory({}, (), turns, StopReason.ENVIRONMENT)
+
+    played = [paid(0.25, 0.5), paid(0.0)]
+    assert environment_reward(trajectories=played) == [0.75, 0.0]
+    assert no_reward(trajectories=played) == [0.0, 0.0]

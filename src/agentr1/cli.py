@@ -30,15 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quieten()
     sys.path.insert(0, os.getcwd())  # a recipe names the user's own modules, as with `python -m`
     verb = arguments[0]
-    module = importlib.import_module(_MODULES.get(verb, f"agentr1.{verb}"))
-    return module.main(arguments[1:])
+    try:
+        module = importlib.import_module(_MODULES.get(verb, f"agentr1.{verb}"))
+        return module.main(arguments[1:])
+    except KeyboardInterrupt:  # in the seconds that importing takes
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _quieten() -> None:
     """Silence libraries that chatter over the progress bar; a user's own settings win."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

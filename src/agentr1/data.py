@@ -29,7 +29,9 @@ _COLUMNS: dict[str, Any] = {
 _SCALARS: dict[type, str] = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
 
-def load_rows(path: str | Path, limit: int | None = None) -> list[dict[str, Any]]:
+def load_rows(
+    path: str | Path, limit: int | None = None, *, questions: bool = True
+) -> list[dict[str, Any]]:
     """Read questions, one JSON object a line.
 
     A line needs `id` (text, unique in the file), `question` (text) and `answers` (a list) or
@@ -39,6 +41,7 @@ def load_rows(path: str | Path, limit: int | None = None) -> list[dict[str, Any]
     Args:
         path: a `.jsonl` or `.jsonl.gz` file.
         limit: read only so many rows, the first ones.
+        questions: False for an environment that opens its episodes itself: rows need only `id`.
 
     Raises:
         ValueError: with file, line number, value and expectation.
@@ -49,7 +52,7 @@ def load_rows(path: str | Path, limit: int | None = None) -> list[dict[str, Any]
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     for number, record in itertools.islice(_records(path), limit):
-        row = _row(record, f"{path}, line {number}")
+        row = _row(record, f"{path}, line {number}", questions)
         first = seen.setdefault(row["id"], number)
         if first != number:
             raise ValueError(
@@ -157,16 +160,18 @@ def _parsed(line: str, place: str) -> Any:
         ) from error
 
 
-def _row(record: Any, place: str) -> dict[str, Any]:
+def _row(record: Any, place: str, questions: bool) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{place}: expected a JSON object, got {_short(record)}")
-    for name in ("id", "question"):
+    for name in ("id", "question") if questions else ("id",):
         value = record.get(name)
         if not isinstance(value, str) or not value.strip():
             raise ValueError(
                 f"{place}: {name!r} must be a text that is not empty, got {_short(value)} among "
                 f"the columns {sorted(record)}"
             )
+    if not questions:  # TRL wants a prompt in any case; the environment's own is what is played
+        return record | {"prompt": [{"role": "user", "content": record["id"]}]}
     prompt = [{"role": "user", "content": record["question"]}]
     return record | {"answers": _answers(record, place), "prompt": prompt}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from agentr1.codec import Codec
 from agentr1.commandline import guarded, recipe_parser, split_arguments
@@ -46,6 +47,7 @@ def load_player(name: str, overrides: Sequence[str] = (), policy: str | None = N
     Raises:
         ValueError, FileNotFoundError: a mistake in the recipe or the command.
     """
+    disable_progress_bar()
     recipe = load_recipe(name, overrides)
     recipe.training.check_for_environment()
     task = build_task(recipe.arguments)

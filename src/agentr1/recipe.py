@@ -190,11 +190,12 @@ def build_task(arguments: RecipeArguments) -> Task:
         "dev": arguments.dev_limit,
         "test": arguments.test_limit,
     }
-    rows = {
-        split: load_rows(find_split(folder, split, dev_for_test=True), limits[split])
-        for split in limits
-    }
     env_factory = _env_factory(arguments, folder)
+    questions = isinstance(env_factory, functools.partial)  # the one that `ToolEnv` is made with
+    rows = {
+        split: load_rows(find_split(folder, split, dev_for_test=True), limit, questions=questions)
+        for split, limit in limits.items()
+    }
     finish(check_env(env_factory, rows["train"][0]))
     columns = [name for name in rows["train"][0] if name not in ("prompt", *_GIVEN_TO_REWARDS)]
     given = dict.fromkeys([*_GIVEN_TO_REWARDS, *columns])
@@ -265,6 +266,12 @@ def resolve(path: str, field: str) -> Any:
 def _env_factory(arguments: RecipeArguments, folder: Path) -> EnvFactory:
     environment: Callable[..., Any] = resolve(arguments.environment, "environment")
     if not (inspect.isclass(environment) and issubclass(environment, ToolEnv)):
+        ours = ("tools", "process_rewards", "system_prompt", "finish_tool")
+        if ignored := [name for name in ours if getattr(arguments, name)]:
+            raise ValueError(
+                f"environment {arguments.environment!r} is no ToolEnv and would ignore {ignored}; "
+                "remove them, or derive the environment from agentr1.ToolEnv"
+            )
         return _callable(arguments.environment, "environment")
     policy = ToolPolicy(
         timeout=arguments.tool_timeout,

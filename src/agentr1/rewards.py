@@ -70,6 +70,16 @@ def predicted_answer(trajectory: Trajectory) -> str:
     return answer_text(trajectory.final_text) if trajectory.stop_reason.is_terminal else ""
 
 
+def environment_reward(trajectories: Sequence[Trajectory], **_: object) -> list[float]:
+    """What the environment paid in all; a metric, for as a reward it would count twice."""
+    return [float(sum(trajectory.process_rewards)) for trajectory in trajectories]
+
+
+def no_reward(trajectories: Sequence[Trajectory], **_: object) -> list[float]:
+    """0 for every trajectory, where the environment's process rewards are all there is."""
+    return [0.0] * len(trajectories)
+
+
 def exact_match_reward(trajectories: Sequence[Trajectory], **_: object) -> list[float]:
     """Exact match of each final answer; 0 for a trajectory without an answer."""
     return [_score(trajectory, exact_match) for trajectory in trajectories]

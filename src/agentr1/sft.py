@@ -26,7 +26,13 @@ from agentr1.progress import MetricsFile, ProgressBar
 from agentr1.recipe import build_task, find_path, load_recipe, search_roots
 from agentr1.runs import write_header
 from agentr1.segments import flatten
-from agentr1.train import launch_overrides, model_init_kwargs, run_folder, use_our_progress
+from agentr1.train import (
+    launch_overrides,
+    model_init_kwargs,
+    prepare_process,
+    run_folder,
+    use_our_progress,
+)
 from agentr1.types import Message, Role, StopReason, Trajectory, Turn
 
 IGNORED = -100
@@ -47,6 +53,7 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
     Raises:
         ValueError, FileNotFoundError: a mistake in the recipe, the command or a demonstration.
     """
+    prepare_process()
     recipe = load_recipe(name, [*launch_overrides(), *overrides], training=SFTConfig)
     if recipe.arguments.demonstrations is None:
         raise ValueError(f"recipe {recipe.name} names no demonstrations; set `demonstrations:`")

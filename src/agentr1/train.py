@@ -19,13 +19,14 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from agentr1.codec import Codec
 from agentr1.commandline import guarded, recipe_parser, split_arguments
 from agentr1.compare import compare
 from agentr1.data import to_dataset
-from agentr1.hub import push_run
+from agentr1.hub import model_card, push_run
 from agentr1.models import load_tokenizer, resolve_model
 from agentr1.progress import MetricsFile, ProgressBar
 from agentr1.recipe import Recipe, Task, build_task, load_recipe, metric_name, search_roots
@@ -36,6 +37,7 @@ from agentr1.runs import (
     write_header,
     write_json,
     write_scores,
+    write_text,
 )
 from agentr1.scoring import summary
 from agentr1.trainer import AgentTrainer
@@ -62,6 +64,7 @@ def train(
         ValueError, FileNotFoundError: a mistake in the recipe or the command.
     """
     start = time.monotonic()
+    prepare_process()
     recipe = load_recipe(name, [*launch_overrides(), *overrides])
     recipe.training.check_for_environment()
     if recipe.training.resume_from_checkpoint:
@@ -78,7 +81,7 @@ def train(
         print(_description(recipe, task, codec))
         return None
     folder = run_folder(recipe, resume)
-    checkpoint = _last_checkpoint(folder) if resume else None
+    checkpoint = _last_checkpoint(folder, recipe.training.max_steps) if resume else None
     if PartialState().is_main_process:
         _prepare_folder(folder, recipe, checkpoint, ["agentr1", "train", name, *overrides])
     push = recipe.training.push_to_hub
@@ -92,9 +95,18 @@ def train(
     _test(trainer, task, folder, "after")
     if trainer.accelerator.is_main_process:
         _finish(recipe, folder, time.monotonic() - start, push)
+        if checkpoint is not None:
+            print(f"the seconds count from {checkpoint} on")
     trainer.accelerator.wait_for_everyone()
     trainer.end()
     return folder
+
+
+def prepare_process() -> None:
+    """Silence libraries' own bars, and tell DeepSpeed what it would warn about finding out."""
+    disable_progress_bar()
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def launch_overrides() -> list[str]:
@@ -168,12 +180,17 @@ def run_folder(recipe: Recipe, resume: bool) -> Path:
     return chosen[0]
 
 
-def _last_checkpoint(folder: Path) -> str:
+def _last_checkpoint(folder: Path, max_steps: int) -> str:
     found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if found is None:
         raise FileNotFoundError(
             f"--resume found no checkpoint in {folder}; start without --resume, or name the folder "
             "of a run that has one"
+        )
+    if 0 < max_steps <= int(found.rpartition("-")[2]):
+        raise ValueError(
+            f"--resume: {found} is at the end already, max_steps is {max_steps}; raise max_steps "
+            "to train on, or evaluate the run with `agentr1 eval RECIPE --model RUN`"
         )
     return found
 
@@ -205,6 +222,7 @@ def _assert_world(trainer: AgentTrainer) -> None:
 def _test(trainer: AgentTrainer, task: Task, folder: Path, name: str) -> None:
     """Greedy test of the current policy, kept in `evaluation/`."""
     path = folder / "evaluation" / f"{name}.jsonl"
+    trainer.accelerator.print(f"testing the policy {name} training on {len(task.test)} rows")
     scored = trainer.play_greedily(task.test)
     if trainer.accelerator.is_main_process:
         write_scores(path, scored)
@@ -222,6 +240,9 @@ def _finish(recipe: Recipe, folder: Path, seconds: float, push: bool) -> None:
     metric = metric_name(recipe.arguments.metrics[0])
     compare(sides[0], sides[1], metric, title=f"{recipe.name} on held-out rows")
     print(f"{seconds:.0f} s in all; everything about this run is in {folder}")
+    card = model_card(folder)
+    for place in (folder, folder / "final"):  # in the place of the Trainer's, which knows no run
+        write_text(place / "README.md", card)
     if push:
         repo = recipe.training.hub_model_id or recipe.name.replace("/", "-")
         print(f"pushed to {push_run(folder, repo, private=bool(recipe.training.hub_private_repo))}")
@@ -237,7 +258,7 @@ def _description(recipe: Recipe, task: Task, codec: Codec) -> str:
             f"recipe {recipe.name}: everything resolves",
             f"  policy     {recipe.model.model_name_or_path}",
             f"  rows       {len(task.train)} train, {len(task.dev)} dev, {len(task.test)} test",
-            f"  tools      {tools}",
+            f"  environment {recipe.arguments.environment}, tools {tools}",
             f"  rewards    {recipe.arguments.rewards} + process {recipe.arguments.process_rewards}",
             f"  algorithm  {config.algorithm}, loss {config.loss_type}",
             f"  rollouts   {rollouts} a step = {rollouts // config.num_generations} rows x "
