@@ -240,6 +240,14 @@ def test_a_module_that_fails_to_import_says_why(
 # Building --------------------------------------------------------------------------------------
 
 
+def without_tools(name: str) -> str:
+    path = Path(name)
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(("tools:", "system_prompt:"))]
+    path.write_text("".join(kept))
+    return name
+
+
 def build(name: str, *overrides: str) -> Any:
     return build_task(load_recipe(name, overrides).arguments)
 
@@ -279,8 +287,20 @@ def test_the_limits_of_tools_are_the_recipes(write: Callable[..., str]) -> None:
 def test_an_environment_of_the_users_own_is_used_as_it_is(
     write: Callable[..., str], path: str
 ) -> None:
-    task = build(write(f"environment: {path}\n"))
+    task = build(without_tools(write(f"environment: {path}\n")))
     assert type(task.env_factory()).__name__ == "MyEnv"
+
+
+def test_what_an_environment_of_the_users_own_would_ignore_is_refused(
+    write: Callable[..., str],
+) -> None:
+    with pytest.raises(ValueError, match=r"no ToolEnv and would ignore \['tools'"):
+        build(write("environment: my_task.MyEnv\n"))
+
+
+def test_an_environment_that_breaks_the_contract_is_refused(write: Callable[..., str]) -> None:
+    with pytest.raises(ValueError, match="Expected: an observation, or the end"):
+        build(without_tools(write("environment: my_task.Greedy\n")))
 
 
 def test_a_tool_of_the_users_own_is_used_as_it_is(write: Callable[..., str]) -> None:
@@ -309,7 +329,6 @@ def test_a_process_rewards_parameters_may_have_any_name(write: Callable[..., str
         (["--environment", "my_task.nothing"], "environment: .* not a callable"),
         (["--environment", "agentr1.envs.base.Env"], r"abstract, without \['reset', 'step'\]"),
         (["--environment", "my_task.strict"], "environment: .*missing a required argument"),
-        (["--environment", "my_task.Greedy"], "Expected: an observation, or the end"),
         (["--rewards", "my_task.nothing"], "rewards: .* not a callable"),
         (["--rewards", "my_task.strict"], "rewards: .*unexpected keyword"),
         (["--metrics", "my_task.strict"], "metrics: .*argument"),

@@ -266,13 +266,14 @@ def resolve(path: str, field: str) -> Any:
 def _env_factory(arguments: RecipeArguments, folder: Path) -> EnvFactory:
     environment: Callable[..., Any] = resolve(arguments.environment, "environment")
     if not (inspect.isclass(environment) and issubclass(environment, ToolEnv)):
+        made = _callable(arguments.environment, "environment")
         ours = ("tools", "process_rewards", "system_prompt", "finish_tool")
         if ignored := [name for name in ours if getattr(arguments, name)]:
             raise ValueError(
                 f"environment {arguments.environment!r} is no ToolEnv and would ignore {ignored}; "
                 "remove them, or derive the environment from agentr1.ToolEnv"
             )
-        return _callable(arguments.environment, "environment")
+        return made
     policy = ToolPolicy(
         timeout=arguments.tool_timeout,
         concurrency=arguments.tool_concurrency,
