@@ -27,7 +27,6 @@ class Algorithm:
         outcome_advantage: `(rewards (B,), group_size) -> (B,)` on the global batch; None leaves
             TRL's own computation in place.
         needs_group: compares rollouts of one prompt, so needs at least two of them.
-        needs_critic: needs a value head.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Algorithm:
     settings: Mapping[str, Any]
     outcome_advantage: Callable[[Tensor, int], Tensor] | None
     needs_group: bool
-    needs_critic: bool = False
 
 
 _REINFORCE_PP_PAPER = (

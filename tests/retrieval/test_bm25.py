@@ -73,12 +73,6 @@ def test_the_best_k_are_a_prefix_of_the_whole_ranking() -> None:
         assert [index.search(query, k) for k in (1, 2, 7)] == [whole[:k] for k in (1, 2, 7)]
 
 
-def test_many_queries_keep_their_order() -> None:
-    index = Bm25Index(PASSAGES)
-    queries = ["Keldora", "", "silver"]
-    assert index.search_many(queries, 2) == [index.search(query, 2) for query in queries]
-
-
 def test_an_empty_corpus_and_a_useless_k_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one passage"):
         Bm25Index([])

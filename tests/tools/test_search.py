@@ -30,9 +30,6 @@ class Recorder:
         self.threads.append(threading.current_thread())
         return PASSAGES[:k]
 
-    def search_many(self, queries, k):
-        return [self.search(query, k) for query in queries]
-
 
 @pytest.fixture
 def corpus(tmp_path):

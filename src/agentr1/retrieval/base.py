@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,10 +33,6 @@ class Retriever(Protocol):
 
     def search(self, query: str, k: int) -> list[Passage]:
         """Return at most `k` passages, best first, none where nothing matches."""
-        ...
-
-    def search_many(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        """Return one ranking per query, in the order of the queries."""
         ...
 
 

@@ -49,10 +49,6 @@ class Bm25Index:
         scores = self._bm25.get_scores_from_ids(word_ids)  # (passages,)
         return [self._passages[index] for index in _best(scores, k)]
 
-    def search_many(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        """Return one ranking per query, in the order of the queries."""
-        return [self.search(query, k) for query in queries]
-
 
 def _best(scores: np.ndarray, k: int) -> list[int]:
     """Indices of the `k` highest positive scores; the earlier passage wins a tie."""
