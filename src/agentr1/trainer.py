@@ -147,7 +147,7 @@ class AgentTrainer(GRPOTrainer):
                     )
                 )
             finally:
-                self._engine.sync(model)  # free the cache for the update
+                self._engine.release()
                 model.train(was_training)
 
     def _play_batch(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:

@@ -22,11 +22,14 @@ class Sampling:
         temperature: 0 is greedy. Logprobs are those of softmax(logits / temperature), the
             distribution that is sampled from and trained; of softmax(logits) where greedy.
         seed: of this request alone, so that other requests cannot change its draws.
+        episode: equal for all turns of one episode, different between episodes that run at the
+            same time; an engine of several servers sends them where their prefix is cached.
     """
 
     max_tokens: int
     temperature: float = 1.0
     seed: int = 0
+    episode: int = 0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.temperature < 0:
@@ -60,7 +63,13 @@ class Engine(ABC):
 
     @abstractmethod
     def sync(self, model: Any) -> None:
-        """Make the weights of `model` live and drop everything cached under the old ones."""
+        """Make the weights of `model` live and drop everything cached under the old ones.
+
+        Called on every process, between rollouts, with whole parameters.
+        """
+
+    def release(self) -> None:  # noqa: B027 (an engine elsewhere takes no memory from training)
+        """Free what only a rollout needs, so that the update has the memory."""
 
     def close(self) -> None:  # noqa: B027 (an engine without resources has nothing to close)
         """Release what the engine holds."""

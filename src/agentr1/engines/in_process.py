@@ -62,7 +62,7 @@ class InProcessEngine(Engine):
         self._stop_ids = frozenset(stop_ids)
         self._max_slots = max_slots
         self._waiting: list[_Request] = []
-        self._slots: list[_Slot] = []
+        self._slots = []
         self._pump: asyncio.Task[None] | None = None
         self.sync(model)
 
@@ -75,9 +75,13 @@ class InProcessEngine(Engine):
                 "one action; wait for the rollout to end"
             )
         self._model = model
-        self._slots = []
+        self.release()
+
+    def release(self) -> None:
+        """Drop the cache."""
+        self._slots: list[_Slot] = []
         self._active = 0
-        self._cache = SlotCache(model.config.get_text_config().num_hidden_layers)
+        self._cache = SlotCache(self._model.config.get_text_config().num_hidden_layers)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """Sample one action; see `Engine.generate`."""
