@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 # and a module belongs to the first row that names it.
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("types",)),
-    (1, ("parsing", "codec", "segments", "advantages", "statistics")),
+    (1, ("parsing", "codec", "segments", "advantages", "statistics", "microbatches")),
     (1, ("tools.signature",)),
     (1, ("tools.base", "retrieval.base")),
     (1, ("rewards", "retrieval.*")),
@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (6, ("runs", "hub")),
     (6, ("recipe", "progress", "report", "report.*")),
     (6, ("critic",)),
+    (6, ("checkpoints", "update")),
     (6, ("trainer",)),
     (7, ("commandline",)),
     (7, ("compare", "evaluate")),
@@ -67,7 +68,7 @@ LIGHT = (
 HEAVY = ("torch", "transformers", "trl")
 
 # The only modules that may use private names of TRL, and those that may know that it exists.
-PRIVATE_TRL = ("trainer", "critic", "engines.*")
+PRIVATE_TRL = ("trainer", "update", "critic", "engines.*")
 KNOWS_TRL = (*PRIVATE_TRL, "codec", "config", "recipe", "models", "train", "sft")
 
 MAX_FUNCTION_LINES = 60

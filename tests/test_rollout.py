@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentr1.codec import Codec
-from agentr1.engines.base import Generation, Sampling
+from agentr1.engines.base import Engine, Generation, Sampling
 from agentr1.envs.base import Env
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.parsing import parse_turn, render_call
@@ -364,6 +364,24 @@ def test_time_that_runs_out_while_sampling_stops_after_the_turn(
     assert episode.turns[0].observation_ids == shown
 
 
+@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4), cap=st.integers(1, 120))
+def test_observations_together_stay_within_their_limit(
+    codec: Codec, sizes: list[int], cap: int
+) -> None:
+    results = [said("ab" * size) for size in sizes]
+    limits = Limits(max_turns=99, max_completion_length=9999, max_observation_tokens=cap)
+    episode, sampled = play(codec, Replies(results), *["Hm."] * (len(sizes) + 1), limits=limits)
+    shown = [len(turn.observation_ids) for turn in episode.turns]
+    assert sum(shown) <= cap
+    needed = [len(codec.observation(r.observation, sampled[0].ids)) for r in results]
+    fitting = next((k for k in range(len(needed)) if sum(needed[: k + 1]) > cap), None)
+    if fitting is None:
+        assert episode.stop_reason is StopReason.ENVIRONMENT
+    else:
+        assert episode.stop_reason is StopReason.MAX_OBSERVATION_TOKENS
+        assert shown == [*needed[:fitting], 0]
+
+
 @given(rewrites=st.lists(st.booleans(), min_size=1, max_size=4), cap=st.integers(20, 60))
 def test_a_rewrite_begins_a_new_segment_with_a_budget_of_its_own(
     codec: Codec, rewrites: list[bool], cap: int
@@ -413,6 +431,61 @@ def test_a_game_without_tools_is_played_to_its_end(codec: Codec) -> None:
     assert high.process_rewards == (0.1, 0.0, 0.1, 1.0)
     assert odd.process_rewards == (0.0, 1.0)
     assert high.stop_reason is odd.stop_reason is StopReason.ENVIRONMENT
+
+
+class Says(Engine):
+    """Says one word, whoever asks; keeps which episodes asked."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.episodes: list[int] = []
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        self.episodes.append(sampling.episode)
+        ids = self.codec.action("Hm.")
+        return Generation(ids, (-1.0,) * len(ids), "stop")
+
+    def sync(self, model: Any) -> None:
+        raise AssertionError("it has no weights")
+
+
+@pytest.mark.parametrize("stragglers", [{0, 4}, {1, 5}, {2, 3}])
+def test_stragglers_are_cut_once_their_group_is_whole(codec: Codec, stragglers: set[int]) -> None:
+    made: list[Replies] = []
+
+    class Hangs(Replies):
+        async def step(self, message: Message) -> StepResult:
+            if made.index(self) in stragglers:
+                await asyncio.Event().wait()
+            return await super().step(message)
+
+    def make() -> Env:
+        made.append(Hangs([said("go on")]))
+        return made[-1]
+
+    policy = Says(codec)
+    rows = [{"id": name, "question": f"{name}?"} for name in "aabb"]
+    samplings = [Sampling(1, seed=seed) for seed in range(6)]
+    played = asyncio.run(
+        rollout_batch(
+            rows, make, codec, policy, limits=ROOMY, samplings=samplings, group_size=2, spare=1
+        )
+    )
+    assert [t.row["id"] for t in played] == ["a", "a", "b", "b"]
+    assert all(t.stop_reason is StopReason.ENVIRONMENT for t in played)
+    assert [env.closed for env in made] == [1] * 6
+    assert set(policy.episodes) == set(range(6))
+
+
+def test_without_spare_episodes_all_are_awaited(codec: Codec) -> None:
+    rows = [{"question": f"{i}?"} for i in range(4)]
+    samplings = [Sampling(1)] * 4
+    policy = Says(codec)
+    played = asyncio.run(
+        rollout_batch(rows, Replies, codec, policy, limits=ROOMY, samplings=samplings, group_size=2)
+    )
+    assert [t.row for t in played] == rows
+    assert policy.episodes == [0, 1, 2, 3]  # each with its own key
 
 
 def test_trajectories_come_back_in_the_order_of_the_rows(codec: Codec) -> None:

@@ -38,11 +38,26 @@ class AgentConfig(GRPOConfig):
             "`max_completion_length`, the budget of the whole episode, observations included."
         },
     )
+    max_observation_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of all observations of an episode together; one that does not fit ends "
+            "the episode unseen. Unset leaves it to `max_completion_length`."
+        },
+    )
     max_episode_seconds: float | None = field(
         default=None, metadata={"help": "Wall-clock limit of one episode."}
     )
     max_slots: int = field(
         default=256, metadata={"help": "Episodes decoded at once in this process; more wait."}
+    )
+    spare_rollouts: int = field(
+        default=0,
+        metadata={
+            "help": "Episodes started per group beyond num_generations; when that many have ended, "
+            "the group's stragglers are cut. For tools with a heavy tail: leans towards episodes "
+            "that end early."
+        },
     )
     turn_discount: float = field(
         default=1.0, metadata={"help": "Discount of process rewards per turn, never per token."}
@@ -86,11 +101,17 @@ class AgentConfig(GRPOConfig):
                 "a whole number, at least 1, or unset",
             ),
             (
+                "max_observation_tokens",
+                self.max_observation_tokens is None or _counts(self.max_observation_tokens),
+                "a whole number, at least 1, or unset",
+            ),
+            (
                 "max_episode_seconds",
                 self.max_episode_seconds is None or self.max_episode_seconds > 0,
                 "more than 0, or unset",
             ),
             ("max_slots", _counts(self.max_slots), "a whole number, at least 1"),
+            ("spare_rollouts", _counts(self.spare_rollouts + 1), "a whole number, 0 or more"),
             ("turn_discount", 0.0 < self.turn_discount <= 1.0, "in (0, 1]"),
             ("max_fault_share", 0.0 <= self.max_fault_share <= 1.0, "in [0, 1]"),
             ("trajectory_steps", self.trajectory_steps >= 0, "0 or more"),
@@ -107,6 +128,7 @@ class AgentConfig(GRPOConfig):
             max_turns=self.max_turns,
             max_completion_length=self.max_completion_length,
             max_turn_tokens=self.max_turn_tokens,
+            max_observation_tokens=self.max_observation_tokens,
             max_seconds=self.max_episode_seconds,
         )
 

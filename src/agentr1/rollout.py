@@ -49,6 +49,7 @@ class Limits:
         max_completion_length: tokens after the prompt, actions and observations together; counted
             anew when the environment rewrites the context.
         max_turn_tokens: sampled tokens of one turn; None leaves it to the budget.
+        max_observation_tokens: tokens of all observations together; None leaves it to the budget.
         max_seconds: wall-clock time of one episode, looked at between turns and while the
             environment works; None for no limit.
     """
@@ -56,6 +57,7 @@ class Limits:
     max_turns: int = 8
     max_completion_length: int = 1024
     max_turn_tokens: int | None = None
+    max_observation_tokens: int | None = None
     max_seconds: float | None = None
 
 
@@ -81,6 +83,7 @@ async def rollout(
     context = codec.prompt(prompt)
     opening: tuple[int, ...] | None = context
     budget = limits.max_completion_length
+    unseen = limits.max_observation_tokens  # what may still be shown; None for no limit
     turns: list[Turn] = []
     stop: StopReason | None = None
     while stop is None:
@@ -97,9 +100,10 @@ async def rollout(
         else:
             result, stop = await clock.step(env, message)
         stop = stop or clock.limit_reached(turns_played=len(turns) + 1)
-        shown, observation = _shown(codec, result, generation.ids, budget)
+        room = budget if unseen is None else min(budget, unseen)
+        shown, observation = _shown(codec, result, generation.ids, room)
         if stop is None and result.rewrite is None and not observation:
-            stop = StopReason.MAX_TOKENS
+            stop = StopReason.MAX_TOKENS if room == budget else StopReason.MAX_OBSERVATION_TOKENS
         turns.append(
             Turn(
                 action_ids=generation.ids,
@@ -120,6 +124,7 @@ async def rollout(
             continue
         context = (*context, *generation.ids, *shown)
         budget -= len(shown)
+        unseen = None if unseen is None else unseen - len(shown)
         if budget <= 0:
             stop = stop or StopReason.MAX_TOKENS
     return Trajectory(row, prompt, tuple(turns), stop, clock.seconds)
@@ -133,45 +138,78 @@ async def rollout_batch(
     *,
     limits: Limits,
     samplings: Sequence[Sampling],
+    group_size: int = 1,
+    spare: int = 0,
 ) -> list[Trajectory]:
     """Play one episode per row, all at once; none waits for another.
 
     Args:
-        rows: dataset rows; repeated ones make a group.
-        env_factory: called once per row.
-        samplings: one per row.
+        rows: dataset rows; the equal ones of a group stand together.
+        env_factory: called once per episode.
+        codec: of the engine's tokenizer.
+        engine: samples the actions.
+        limits: where an episode is truncated.
+        samplings: one per episode: `group_size + spare` for each group.
+        group_size: episodes of a group that are kept; divides the number of rows.
+        spare: episodes of a group beyond those. The first `group_size` to end are kept and the
+            stragglers are cut, so that one slow tool does not hold up the batch; what is kept
+            leans towards episodes that end early.
 
     Returns:
-        Trajectories in the order of the rows.
+        One trajectory per row, in the order of the rows.
 
     Raises:
         RuntimeError: an environment raised. The other episodes are cancelled and every
             environment is closed first; the message names the row.
     """
+    started = group_size + spare
+    ended: list[list[int]] = [[] for _ in range(len(rows) // group_size)]
+    tasks: list[asyncio.Task[Trajectory]] = []
 
-    async def play(row: Row, sampling: Sampling) -> Trajectory:
-        try:
-            env = env_factory()
-            try:
-                return await rollout(row, env, codec, engine, limits=limits, sampling=sampling)
-            finally:
-                await env.close()
-        except Exception as error:
-            raise RuntimeError(
-                f"the episode of row {row.get('id', dict(row))!r} failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+    async def play(i: int) -> Trajectory:
+        group, member = divmod(i, started)
+        row = rows[group * group_size + min(member, group_size - 1)]
+        sampling = dataclasses.replace(samplings[i], episode=i)
+        trajectory = await _episode(
+            row, env_factory, codec, engine, limits=limits, sampling=sampling
+        )
+        ended[group].append(i)
+        if spare and len(ended[group]) == group_size:
+            for other in range(group * started, (group + 1) * started):
+                if other not in ended[group]:
+                    tasks[other].cancel()
+        return trajectory
 
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(play(row, sampling))
-                for row, sampling in zip(rows, samplings, strict=True)
-            ]
+        async with asyncio.TaskGroup() as all_of_them:
+            tasks += [all_of_them.create_task(play(i)) for i in range(len(ended) * started)]
     except ExceptionGroup as failures:
         first = failures.exceptions[0]
         raise first from first.__cause__  # the author's own exception, not the group
-    return [task.result() for task in tasks]
+    return [tasks[i].result() for group in ended for i in sorted(group[:group_size])]
+
+
+async def _episode(
+    row: Row,
+    env_factory: EnvFactory,
+    codec: TokenCodec,
+    engine: Engine,
+    *,
+    limits: Limits,
+    sampling: Sampling,
+) -> Trajectory:
+    """Play one row in an environment of its own, and close that in any case."""
+    try:
+        env = env_factory()
+        try:
+            return await rollout(row, env, codec, engine, limits=limits, sampling=sampling)
+        finally:
+            await env.close()
+    except Exception as error:
+        raise RuntimeError(
+            f"the episode of row {row.get('id', dict(row))!r} failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def finish(work: Coroutine[Any, Any, _Result]) -> _Result:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 import random
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from agentr1.advantages import combine, turn_leave_one_out
 from agentr1.algorithms import ALGORITHMS
+from agentr1.checkpoints import WholeCheckpoints
 from agentr1.codec import Codec
 from agentr1.config import AgentConfig
 from agentr1.engines.base import Sampling
@@ -35,12 +35,10 @@ from agentr1.runs import write_trajectories
 from agentr1.scoring import Metric, Scored, episode_means, score
 from agentr1.segments import flatten
 from agentr1.types import OBSERVATION_TURN, Row, Segment, Trajectory
-
-_ASIDE = "_incomplete"
-"""Checkpoints are written in this folder and moved out when complete."""
+from agentr1.update import FrugalUpdate
 
 
-class AgentTrainer(GRPOTrainer):
+class AgentTrainer(WholeCheckpoints, FrugalUpdate):
     """Train a policy in a multi-turn environment.
 
     Without `env_factory` and with `algorithm=None` this is `GRPOTrainer`, to the last bit.
@@ -50,8 +48,10 @@ class AgentTrainer(GRPOTrainer):
     - `rollout_func` (public attribute) with its key `env_mask`: set after construction.
     - `_generate_and_score_completions`, `_calculate_rewards`: `super()` around, to keep the rows
       and the rewards and to replace `advantages`.
-    - `_save_checkpoint`, `_get_output_dir` (transformers): `super()` around, to write a
-      checkpoint aside and rename it.
+    - `_prepare_inputs`, `_compute_loss`, `_get_per_token_logps_and_entropies`: `super()` around,
+      see `FrugalUpdate`.
+    - `use_vllm`, `_last_loaded_step`: private writes, so that TRL corrects for what a server's
+      probabilities differ by, but neither makes an engine of its own nor loads weights into one.
     - `evaluate` (public): greedy rollouts where there is an environment.
     - `_log_metric`: private call, averages over ranks.
     - `mask_truncated_completions`: private write, the rollout decides what is truncated.
@@ -91,6 +91,7 @@ class AgentTrainer(GRPOTrainer):
     def _prepare_rollouts(self, env_factory: EnvFactory) -> None:
         self._config: AgentConfig = self.args  # pyright: ignore (_check_arguments has seen it)
         self.rollout_func = self._play_batch
+        self.frugal = True
         # TRL asks only whether the last id is an eos; we know why each episode ended.
         self._mask_truncated = self.mask_truncated_completions
         self.mask_truncated_completions = False
@@ -115,15 +116,39 @@ class AgentTrainer(GRPOTrainer):
 
     # Rollout ------------------------------------------------------------------------------
 
-    def _play(self, rows: Sequence[Row], samplings: Sequence[Sampling]) -> list[Trajectory]:
-        """Play rows on this process; parameters are gathered once, before the first turn."""
-        was_training = self._training
+    def _play(
+        self, rows: Sequence[Row], samplings: Sequence[Sampling], spare: int = 0
+    ) -> list[Trajectory]:
+        """Play rows on this process; ranks meet before the first turn and after the last."""
         assert self._env_factory is not None  # callers check
+        work = rollout_batch(
+            rows,
+            self._env_factory,
+            self.codec,
+            self._engine,
+            limits=self._config.limits,
+            samplings=samplings,
+            group_size=self._group_size if spare else 1,
+            spare=spare,
+        )
+        with self._policy() as model:
+            self._sync(model)
+            if self._engine.samples_from_model:
+                try:
+                    return finish(work)
+                finally:
+                    self._engine.release()
+        return finish(work)
+
+    @contextmanager
+    def _policy(self) -> Iterator[Any]:
+        """The model as it samples: parameters whole, in the precision trained, without dropout."""
+        was_training = self._training
         wrapped: Any = self.model_wrapped
         checkpointing: Any = self.args.gradient_checkpointing_kwargs  # or they become the defaults
         with (
             torch.no_grad(),
-            self.accelerator.autocast(),  # sample in the precision that is trained
+            self.accelerator.autocast(),
             unwrap_model_for_generation(
                 wrapped,
                 self.accelerator,
@@ -133,41 +158,48 @@ class AgentTrainer(GRPOTrainer):
             model: Any = unwrapped
             if model.device.type != self.accelerator.device.type:  # DeepSpeed moves it at `train`
                 model.to(self.accelerator.device)
-            model.eval()  # dropout would sample from another policy than the trained one
+            model.eval()
             try:
-                self._engine.sync(model)
-                return finish(
-                    rollout_batch(
-                        rows,
-                        self._env_factory,
-                        self.codec,
-                        self._engine,
-                        limits=self._config.limits,
-                        samplings=samplings,
-                    )
-                )
+                yield model
             finally:
-                self._engine.release()
                 model.train(was_training)
+
+    def _sync(self, model: Any) -> None:
+        """Make the weights live; a failure on one process is raised on all of them."""
+        failure: Exception | None = None
+        try:
+            self._engine.sync(model)
+        except Exception as error:  # carried to the other processes, which would wait for ever
+            failure = error
+        failures = [str(failure)] if failure else []
+        if everyone := gather_object(failures):
+            raise failure or RuntimeError(f"on another process: {everyone[0]}")
 
     def _play_batch(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
         """TRL's `rollout_func`: one completion per row, in order."""
         rows = self._rows
         if len(rows) != len(prompts):
             raise RuntimeError(f"TRL asked for {len(prompts)} completions of {len(rows)} rows")
+        spare = self._config.spare_rollouts
+        episodes = len(rows) // self._group_size * (self._group_size + spare)
         samplings = [
             Sampling(max_tokens=1, temperature=self.temperature, seed=seed)
-            for seed in self._seeds(len(rows))
+            for seed in self._seeds(episodes)
         ]
-        trajectories = self._play(rows, samplings)
+        trajectories = self._play(rows, samplings, spare)
+        _check_rows(rows, trajectories)
         segments = [_single_segment(t) for t in trajectories]
         self._episodes, self._segments = trajectories, segments
         self._refuse_noise(trajectories)
+        masks = [self._mask(s, t) for s, t in zip(segments, trajectories, strict=True)]
+        rectangle = [torch.tensor(mask) for mask in masks]
+        # Until the rows are scored: the passes of old and reference log-probabilities.
+        self.loss_mask = pad_sequence(rectangle, batch_first=True).to(self.accelerator.device)
         return {
             "prompt_ids": [list(s.prompt_ids) for s in segments],
             "completion_ids": [list(s.completion_ids) for s in segments],
             "logprobs": [list(s.logprobs) for s in segments],
-            "env_mask": [self._mask(s, t) for s, t in zip(segments, trajectories, strict=True)],
+            "env_mask": masks,
             "trajectories": trajectories,
         }
 
@@ -219,7 +251,11 @@ class AgentTrainer(GRPOTrainer):
         training = self._training
         # Copies: TRL writes the trajectories into its rows, which would then hold themselves.
         self._rows = [dict(row) for row in inputs]
-        output = super()._generate_and_score_completions(inputs)
+        self._last_loaded_step = self.state.global_step  # `_play` syncs, not TRL
+        try:
+            output = super()._generate_and_score_completions(inputs)
+        finally:
+            self.loss_mask = None
         if training:
             output["advantages"] = self._outcome_advantages(output["advantages"])
             if self._env_factory is not None:
@@ -273,7 +309,7 @@ class AgentTrainer(GRPOTrainer):
             rank = self.accelerator.process_index
             write_trajectories(folder, self.state.global_step, rank, self._episodes)
 
-    # Evaluation and checkpoints -----------------------------------------------------------
+    # Evaluation ---------------------------------------------------------------------------
 
     def play_greedily(self, rows: Sequence[Row]) -> list[Scored]:
         """Play rows once each with temperature 0, shared among the processes, and score them.
@@ -315,38 +351,6 @@ class AgentTrainer(GRPOTrainer):
         )
         return metrics
 
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return str(Path(folder) / _ASIDE) if getattr(self, "_saving", False) else folder
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write the checkpoint aside and rename it: none that bears the name is incomplete."""
-        final = (
-            Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        )
-        self._saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._saving = False
-        self.accelerator.wait_for_everyone()
-        aside = final.parent / _ASIDE / final.name
-        if self.state.best_model_checkpoint == str(aside):
-            self.state.best_model_checkpoint = str(final)
-        if self.args.should_save:
-            self.state.save_to_json(str(aside / "trainer_state.json"))
-            if final.exists():
-                final.rename(aside.parent / f"old-{final.name}")
-            aside.rename(final)
-            shutil.rmtree(aside.parent)
-            rotate_checkpoints(
-                output_dir=str(final.parent),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        self.accelerator.wait_for_everyone()
-
 
 def _check_arguments(given: Mapping[str, Any]) -> None:
     """Refuse what clashes with an environment, before weights are loaded."""
@@ -358,6 +362,16 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
             f"environment_factory, got {type(config).__name__} and {clash}; keep one way"
         )
     config.check_for_environment()
+
+
+def _check_rows(rows: Sequence[Row], trajectories: Sequence[Trajectory]) -> None:
+    """Every completion must answer its own row: a reward of another's would train on noise."""
+    for row, trajectory in zip(rows, trajectories, strict=True):
+        if trajectory.row != row:
+            raise RuntimeError(
+                f"the rollout of row {row.get('id', row)!r} is a trajectory of row "
+                f"{trajectory.row.get('id', trajectory.row)!r}; this is a bug, please report it"
+            )
 
 
 def _single_segment(trajectory: Trajectory) -> Segment:

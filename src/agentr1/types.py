@@ -30,6 +30,8 @@ class StopReason(enum.StrEnum):
     """The rollout's turn limit was reached before the environment ended the episode."""
     MAX_TOKENS = "max_tokens"
     """The completion budget (policy tokens and observations together) is used up."""
+    MAX_OBSERVATION_TOKENS = "max_observation_tokens"
+    """The observations of the trajectory together reached their own limit."""
     MAX_TIME = "max_time"
     """The wall-clock limit of one trajectory was reached."""
 

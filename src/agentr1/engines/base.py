@@ -55,7 +55,14 @@ class Generation:
 
 
 class Engine(ABC):
-    """An inference backend."""
+    """An inference backend.
+
+    Attributes:
+        samples_from_model: `generate` runs the very model given to `sync`, whose parameters must
+            then stay whole until `release`; otherwise it has a copy of its own elsewhere.
+    """
+
+    samples_from_model: bool = False
 
     @abstractmethod
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:

@@ -58,6 +58,8 @@ class InProcessEngine(Engine):
         ValueError: the model's attention cannot be run with a ready-made mask.
     """
 
+    samples_from_model = True
+
     def __init__(self, model: Any, stop_ids: Sequence[int], max_slots: int = 256) -> None:
         self._stop_ids = frozenset(stop_ids)
         self._max_slots = max_slots
