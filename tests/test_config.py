@@ -94,7 +94,12 @@ def test_a_value_out_of_its_range_is_refused(tmp_path: Path, name: str, value: f
         ({"min_p": 0.1}, "min_p=0.1"),
         ({"repetition_penalty": 1.1}, "repetition_penalty=1.1"),
         ({"generation_kwargs": {"num_beams": 2}}, "num_beams"),
-        ({"use_vllm": True}, "use_vllm=True"),
+        ({"use_vllm": True, "vllm_mode": "colocate"}, "vllm_mode='colocate'"),
+        (
+            {"use_vllm": True, "vllm_mode": "server", "vllm_structured_outputs_regex": "a+"},
+            "vllm_structured_outputs_regex='a\\+'",
+        ),
+        ({"use_transformers_continuous_batching": True}, "agentr1's own engines"),
         ({"max_completion_length": None}, "max_completion_length is unset"),
         ({"fsdp": "full_shard"}, "fsdp=True"),
         ({"ds3_gather_for_generation": False}, "ds3_gather_for_generation=False"),
@@ -154,3 +159,26 @@ def test_a_list_written_as_one_text_is_refused(name: str) -> None:
 def test_something_must_be_measured(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must name at least one function"):
         RecipeArguments(**{name: []})
+
+
+@pytest.mark.parametrize(
+    ("settings", "urls"),
+    [
+        ({}, ["http://0.0.0.0:8000"]),
+        ({"vllm_server_host": "node1", "vllm_server_port": 9}, ["http://node1:9"]),
+        ({"vllm_server_base_url": "http://a:1/, http://b:2"}, ["http://a:1", "http://b:2"]),
+    ],
+)
+def test_servers_are_named_by_trls_fields(
+    tmp_path: Path, settings: dict[str, Any], urls: list[str]
+) -> None:
+    assert config(tmp_path, use_vllm=True, vllm_mode="server", **settings).vllm_urls == urls
+
+
+def test_vespo_needs_a_ratio_per_token(tmp_path: Path) -> None:
+    made = config(tmp_path, use_vllm=True, vllm_mode="server", loss_type="vespo")
+    made.vllm_importance_sampling_mode = "sequence_mask"
+    with pytest.raises(ValueError, match="got 'sequence_mask'"):
+        made.check_for_environment()
+    made.vllm_importance_sampling_mode = "token_truncate"
+    made.check_for_environment()

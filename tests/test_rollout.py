@@ -20,7 +20,7 @@ from agentr1.envs.tool_env import ToolEnv
 from agentr1.parsing import parse_turn, render_call
 from agentr1.rollout import Limits, finish, rollout_batch
 from agentr1.segments import flatten
-from agentr1.tools.base import ToolRunner
+from agentr1.tools.runner import ToolRunner
 from agentr1.types import Message, Row, StepResult, StopReason, ToolCall, Trajectory
 from fakes import CountingTool, GuessEnv, ScriptedPolicy
 
@@ -442,6 +442,7 @@ class Says(Engine):
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         self.episodes.append(sampling.episode)
+        await asyncio.sleep(0)  # all episodes begin before one ends
         ids = self.codec.action("Hm.")
         return Generation(ids, (-1.0,) * len(ids), "stop")
 

@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from agentr1.config import AgentConfig
 from agentr1.envs.tool_env import ToolEnv
-from agentr1.tools.base import ToolRunner
+from agentr1.tools.runner import ToolRunner
 from agentr1.trainer import AgentTrainer
 from agentr1.types import Message, StepResult, StopReason, ToolOutcome, ToolResult
 from fakes import CountingTool

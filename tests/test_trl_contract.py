@@ -106,7 +106,7 @@ def test_agent_trainer_overrides_what_its_docstring_lists_and_nothing_else() -> 
     own = {name for name in own if not name.startswith("__")}
     assert own == {
         *("_generate_and_score_completions", "_calculate_rewards", "_prepare_inputs"),
-        *("_compute_loss", "_get_per_token_logps_and_entropies", "evaluate"),
+        *("_compute_loss", "_get_per_token_logps_and_entropies", "evaluate", "end"),
         *("_save_checkpoint", "_get_output_dir"),
     }
     said = " ".join(str(part.__doc__) for part in ours)

@@ -150,18 +150,47 @@ class AgentConfig(GRPOConfig):
                 f"repetition_penalty={self.repetition_penalty}, generation_kwargs="
                 f"{self.generation_kwargs}; unset both"
             )
-        if self.use_vllm or self.use_transformers_continuous_batching:
+        if self.use_transformers_continuous_batching:
             raise ValueError(
-                "with an environment, agentr1's own in-process engine samples; got "
-                f"use_vllm={self.use_vllm}, use_transformers_continuous_batching="
-                f"{self.use_transformers_continuous_batching}; unset both"
+                "with an environment, agentr1's own engines sample; got "
+                "use_transformers_continuous_batching=True; unset it, or set use_vllm for a server"
             )
         if self.max_completion_length is None:
             raise ValueError(
                 "max_completion_length is unset, but with an environment it is the token budget of "
                 "an episode; set a number that fits the model's context, 1024 for example"
             )
+        self._check_vllm()
         self._check_processes()
+
+    @property
+    def vllm_urls(self) -> list[str]:
+        """Addresses of the vLLM servers, from TRL's fields."""
+        named = (
+            self.vllm_server_base_url or f"http://{self.vllm_server_host}:{self.vllm_server_port}"
+        )
+        return [url.strip().rstrip("/") for url in named.split(",") if url.strip()]
+
+    def _check_vllm(self) -> None:
+        """Refuse what TRL would have, and what our engine does not do."""
+        if not self.use_vllm:
+            return
+        if self.vllm_mode != "server" or self.vllm_structured_outputs_regex is not None:
+            raise ValueError(
+                "episodes are sampled on vLLM servers over HTTP; got "
+                f"vllm_mode={self.vllm_mode!r}, vllm_structured_outputs_regex="
+                f"{self.vllm_structured_outputs_regex!r}; set vllm_mode: server with "
+                "vllm_server_base_url (several addresses with commas between), and no regex"
+            )
+        if (
+            self.loss_type == "vespo"
+            and self.vllm_importance_sampling_correction
+            and not self.vllm_importance_sampling_mode.startswith("token")
+        ):
+            raise ValueError(
+                "loss_type vespo needs vllm_importance_sampling_mode token_truncate or token_mask, "
+                f"got {self.vllm_importance_sampling_mode!r}"
+            )
 
     def _check_processes(self) -> None:
         """Refuse what would make the processes of a run wait for each other, or mix groups."""
@@ -201,6 +230,10 @@ def _counts(value: object) -> bool:
     return isinstance(value, int) and value >= 1
 
 
+TAPE_WAYS = ("record", "replay")
+"""What `--tools WAY:FILE` does with the recipe's tools."""
+
+
 @dataclass
 class RecipeArguments:
     """What a recipe names: data, environment, tools, rewards."""
@@ -231,10 +264,43 @@ class RecipeArguments:
         },
     )
     search_top_k: int = field(default=3, metadata={"help": "Passages one search returns."})
-    tool_timeout: float = field(default=30.0, metadata={"help": "Seconds one call may take."})
+    tool_timeout: float = field(
+        default=30.0, metadata={"help": "Seconds one attempt of a call may take."}
+    )
+    tool_retries: int = field(
+        default=0,
+        metadata={"help": "Further attempts after a fault, for tools that may be called twice."},
+    )
+    tool_backoff: float = field(
+        default=0.5, metadata={"help": "Seconds before the first retry; doubled for each further."}
+    )
+    tool_deadline: float | None = field(
+        default=None, metadata={"help": "Seconds for all attempts of a call, pauses included."}
+    )
     tool_concurrency: int = field(default=32, metadata={"help": "Calls of one tool at once."})
+    tool_cache: bool = field(
+        default=False, metadata={"help": "Answer equal calls by one result, over the whole run."}
+    )
+    tool_max_calls: int | None = field(
+        default=None, metadata={"help": "Calls of each tool in one episode."}
+    )
+    max_calls: int | None = field(
+        default=None,
+        metadata={"help": "Calls of all tools together in one episode; `finish_tool` is free."},
+    )
     tool_max_chars: int = field(
         default=4000, metadata={"help": "Longer tool results are truncated, and say so."}
+    )
+    tool_tape: str | None = field(
+        default=None,
+        metadata={
+            "help": "`record:FILE` keeps every result of the tools, `replay:FILE` answers from "
+            "the file and runs none; on the command line: `--tools record:FILE`."
+        },
+    )
+    tool_replay_latency: float = field(
+        default=0.0,
+        metadata={"help": "A replay waits so many times the seconds a call took."},
     )
     system_prompt: str | None = field(default=None, metadata={"help": "Opens every conversation."})
     finish_tool: str | None = field(
@@ -265,6 +331,20 @@ class RecipeArguments:
         for name in ("rewards", "metrics"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one function, got none")
+        if taped := [path for path in self.tools if path.partition(":")[0] in TAPE_WAYS]:
+            raise ValueError(
+                f"tools must name tools, got {taped}; write tool_tape: {taped[0]} beside them, or "
+                f"--tools {taped[0]} alone on the command line"
+            )
+        way, _, file = (self.tool_tape or "record:FILE").partition(":")
+        if way not in TAPE_WAYS or not file:
+            raise ValueError(
+                f"tool_tape must be record:FILE or replay:FILE, got {self.tool_tape!r}"
+            )
+        if self.tool_replay_latency < 0:
+            raise ValueError(
+                f"tool_replay_latency must be 0 or more, got {self.tool_replay_latency!r}"
+            )
         weights = self.process_reward_weights
         if weights is not None and len(weights) != len(self.process_rewards):
             raise ValueError(

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import inspect
 import random
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -27,14 +27,22 @@ from agentr1.algorithms import ALGORITHMS
 from agentr1.checkpoints import WholeCheckpoints
 from agentr1.codec import Codec
 from agentr1.config import AgentConfig
-from agentr1.engines.base import Sampling
+from agentr1.credit import (
+    check_rows,
+    padded_masks,
+    process_rewards,
+    single_segment,
+    trained_turn_ids,
+)
+from agentr1.engines.base import Engine, Sampling
 from agentr1.engines.in_process import InProcessEngine
+from agentr1.engines.vllm import VllmEngine
 from agentr1.envs.base import EnvFactory
+from agentr1.ranks import means_over_processes, together, without_collective_hooks
 from agentr1.rollout import finish, rollout_batch
 from agentr1.runs import write_trajectories
 from agentr1.scoring import Metric, Scored, episode_means, score
-from agentr1.segments import flatten
-from agentr1.types import OBSERVATION_TURN, Row, Segment, Trajectory
+from agentr1.types import Row, Segment, Trajectory
 from agentr1.update import FrugalUpdate
 
 
@@ -52,7 +60,7 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
       see `FrugalUpdate`.
     - `use_vllm`, `_last_loaded_step`: private writes, so that TRL corrects for what a server's
       probabilities differ by, but neither makes an engine of its own nor loads weights into one.
-    - `evaluate` (public): greedy rollouts where there is an environment.
+    - `evaluate`, `end` (public): greedy rollouts where there is an environment; close the engine.
     - `_log_metric`: private call, averages over ranks.
     - `mask_truncated_completions`: private write, the rollout decides what is truncated.
     - `temperature`, `num_generations`, `reward_weights`, `eos_token_ids`, `model_wrapped`,
@@ -77,9 +85,12 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         metrics: Mapping[str, Metric] | None = None,
         **kwargs: Any,
     ) -> None:
-        if env_factory is not None:
-            _check_arguments(inspect.signature(GRPOTrainer).bind(*args, **kwargs).arguments)
-        super().__init__(*args, **kwargs)
+        if env_factory is None:
+            super().__init__(*args, **kwargs)
+        else:
+            given = inspect.signature(GRPOTrainer).bind(*args, **kwargs).arguments
+            with _without_trls_engine(_checked(given)):
+                super().__init__(*args, **kwargs)
         name = getattr(self.args, "algorithm", None)
         self._algorithm = ALGORITHMS[name] if name else None
         self._env_factory = env_factory
@@ -89,7 +100,7 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
             self._prepare_rollouts(env_factory)
 
     def _prepare_rollouts(self, env_factory: EnvFactory) -> None:
-        self._config: AgentConfig = self.args  # pyright: ignore (_check_arguments has seen it)
+        self._config: AgentConfig = self.args  # pyright: ignore (_checked has seen it)
         self.rollout_func = self._play_batch
         self.frugal = True
         # TRL asks only whether the last id is an eos; we know why each episode ended.
@@ -99,10 +110,33 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         tokenizer: Any = self.processing_class
         self.codec = Codec(tokenizer, env_factory().tool_schemas, model.config.name_or_path)
         tokenizer.chat_template = self.codec.template  # a saved policy carries what it was taught
-        stop_ids = self.codec.stop_ids.union(self.eos_token_ids)
-        self._engine = InProcessEngine(model, sorted(stop_ids), self._config.max_slots)
+        self.use_vllm = self._config.use_vllm  # TRL corrects for what a server samples otherwise
+        self._engine = self._make_engine(model)
         self._batches_of_step = (-1, 0)
         self._period_written = -1
+
+    def _make_engine(self, model: Any) -> Engine:
+        stop_ids = sorted(self.codec.stop_ids.union(self.eos_token_ids))
+        if not self._config.use_vllm:
+            return InProcessEngine(model, stop_ids, self._config.max_slots)
+        name: list[Any] = [f"agentr1-{secrets.token_hex(4)}"]
+        broadcast_object_list(name)  # the first process's
+        return VllmEngine(
+            self._config.vllm_urls,
+            stop_ids=stop_ids,
+            vocab_size=model.config.get_text_config().vocab_size,
+            name=name[0],
+            adapters=Path(str(self.args.output_dir)) / "adapters",
+            rank=self.accelerator.process_index,
+            timeout=self._config.vllm_server_timeout,
+            group_port=self._config.vllm_group_port,
+        )
+
+    def end(self) -> None:
+        """TRL's own end of a run; the engine lets go of what it holds elsewhere."""
+        if self._env_factory is not None:
+            self._engine.close()
+        super().end()
 
     @property
     def _group_size(self) -> int:
@@ -120,25 +154,31 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         self, rows: Sequence[Row], samplings: Sequence[Sampling], spare: int = 0
     ) -> list[Trajectory]:
         """Play rows on this process; ranks meet before the first turn and after the last."""
-        assert self._env_factory is not None  # callers check
-        work = rollout_batch(
-            rows,
-            self._env_factory,
-            self.codec,
-            self._engine,
-            limits=self._config.limits,
-            samplings=samplings,
-            group_size=self._group_size if spare else 1,
-            spare=spare,
-        )
+        factory = self._env_factory
+        assert factory is not None  # callers check
+
+        def play() -> list[Trajectory]:
+            return finish(
+                rollout_batch(
+                    rows,
+                    factory,
+                    self.codec,
+                    self._engine,
+                    limits=self._config.limits,
+                    samplings=samplings,
+                    group_size=self._group_size if spare else 1,
+                    spare=spare,
+                )
+            )
+
         with self._policy() as model:
-            self._sync(model)
+            together(lambda: self._engine.sync(model))
             if self._engine.samples_from_model:
                 try:
-                    return finish(work)
+                    return together(play)
                 finally:
                     self._engine.release()
-        return finish(work)
+        return together(play)
 
     @contextmanager
     def _policy(self) -> Iterator[Any]:
@@ -160,20 +200,10 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
                 model.to(self.accelerator.device)
             model.eval()
             try:
-                yield model
+                with without_collective_hooks(model):
+                    yield model
             finally:
                 model.train(was_training)
-
-    def _sync(self, model: Any) -> None:
-        """Make the weights live; a failure on one process is raised on all of them."""
-        failure: Exception | None = None
-        try:
-            self._engine.sync(model)
-        except Exception as error:  # carried to the other processes, which would wait for ever
-            failure = error
-        failures = [str(failure)] if failure else []
-        if everyone := gather_object(failures):
-            raise failure or RuntimeError(f"on another process: {everyone[0]}")
 
     def _play_batch(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
         """TRL's `rollout_func`: one completion per row, in order."""
@@ -187,14 +217,13 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
             for seed in self._seeds(episodes)
         ]
         trajectories = self._play(rows, samplings, spare)
-        _check_rows(rows, trajectories)
-        segments = [_single_segment(t) for t in trajectories]
+        check_rows(rows, trajectories)
+        segments = [single_segment(t) for t in trajectories]
         self._episodes, self._segments = trajectories, segments
         self._refuse_noise(trajectories)
         masks = [self._mask(s, t) for s, t in zip(segments, trajectories, strict=True)]
-        rectangle = [torch.tensor(mask) for mask in masks]
         # Until the rows are scored: the passes of old and reference log-probabilities.
-        self.loss_mask = pad_sequence(rectangle, batch_first=True).to(self.accelerator.device)
+        self.loss_mask = padded_masks(masks, self.accelerator.device)
         return {
             "prompt_ids": [list(s.prompt_ids) for s in segments],
             "completion_ids": [list(s.completion_ids) for s in segments],
@@ -280,24 +309,17 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         if not any(any(t.process_rewards) for t in self._episodes):
             return outcome
         self._config.check_for_turn_advantages()
-        # One type for all: padding takes the first row's, and whole numbers would cut the others.
-        paid = [torch.tensor(t.process_rewards, dtype=outcome.dtype) for t in self._episodes]
         process = turn_leave_one_out(
-            pad_sequence(paid, batch_first=True).to(outcome),  # (B, K)
-            torch.tensor([len(p) for p in paid], device=outcome.device),
+            *process_rewards(self._episodes, like=outcome),
             self._group_size,
             self._config.turn_discount,
         )
-        width = output["completion_ids"].shape[1]
-        turn_ids = torch.full((len(paid), width), OBSERVATION_TURN, device=outcome.device)
-        for i, segment in enumerate(self._segments):
-            pairs = zip(segment.turn_ids, segment.loss_mask, strict=True)
-            trained = [turn if kept else OBSERVATION_TURN for turn, kept in pairs]
-            turn_ids[i, : len(trained)] = torch.tensor(trained)
+        turn_ids = trained_turn_ids(self._segments, like=output["completion_ids"])
         return combine(outcome, process, turn_ids)
 
     def _log_batch(self) -> None:
-        for name, value in episode_means(self._episodes).items():
+        means = means_over_processes(episode_means(self._episodes), len(self._episodes))
+        for name, value in means.items():
             self._log_metric(f"rollout/{name}", value)
         for scored in score(self._episodes, self._metric_functions):
             for name, value in scored.values.items():
@@ -352,7 +374,7 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         return metrics
 
 
-def _check_arguments(given: Mapping[str, Any]) -> None:
+def _checked(given: Mapping[str, Any]) -> AgentConfig:
     """Refuse what clashes with an environment, before weights are loaded."""
     config = given.get("args")
     clash = [k for k in ("tools", "rollout_func", "environment_factory") if given.get(k)]
@@ -362,24 +384,14 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
             f"environment_factory, got {type(config).__name__} and {clash}; keep one way"
         )
     config.check_for_environment()
+    return config
 
 
-def _check_rows(rows: Sequence[Row], trajectories: Sequence[Trajectory]) -> None:
-    """Every completion must answer its own row: a reward of another's would train on noise."""
-    for row, trajectory in zip(rows, trajectories, strict=True):
-        if trajectory.row != row:
-            raise RuntimeError(
-                f"the rollout of row {row.get('id', row)!r} is a trajectory of row "
-                f"{trajectory.row.get('id', trajectory.row)!r}; this is a bug, please report it"
-            )
-
-
-def _single_segment(trajectory: Trajectory) -> Segment:
-    segments = flatten(trajectory)
-    if len(segments) > 1:
-        raise ValueError(
-            f"the environment rewrote the context of row {trajectory.row.get('id')!r}, which makes "
-            f"{len(segments)} training rows of one episode; training takes append-only episodes, "
-            "so leave StepResult.rewrite unset"
-        )
-    return segments[0]
+@contextmanager
+def _without_trls_engine(config: AgentConfig) -> Iterator[None]:
+    """Hide `use_vllm` from TRL's constructor, whose own engine waits for all ranks each turn."""
+    chosen, config.use_vllm = config.use_vllm, False
+    try:
+        yield
+    finally:
+        config.use_vllm = chosen
