@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from trl import SFTConfig
 
-from agentr1 import rewards
+from agentr1 import cli, rewards
+from agentr1.codec import Codec
 from agentr1.config import RecipeArguments
 from agentr1.envs.tool_env import ToolEnv
+from agentr1.parsing import render_call
 from agentr1.recipe import (
     build_task,
     find_path,
@@ -23,8 +29,12 @@ from agentr1.recipe import (
     resolve,
     search_roots,
 )
+from agentr1.rollout import Limits
+from agentr1.scoring import Scored, evaluate_rows
 from agentr1.tools.calculator import calculator
+from agentr1.tools.policy import ToolPolicy
 from agentr1.tools.search import Search
+from fakes import ScriptedPolicy
 
 RECIPE = """\
 use_cpu: true
@@ -278,9 +288,16 @@ def test_a_recipe_becomes_rows_environment_rewards_and_metrics(write: Callable[.
 
 
 def test_the_limits_of_tools_are_the_recipes(write: Callable[..., str]) -> None:
-    task = build(write(), "--tool_timeout", "2", "--tool_concurrency", "3", "--tool_max_chars", "9")
-    policy = task.env_factory().runner._policies["calculator"]
-    assert (policy.timeout, policy.concurrency, policy.max_chars) == (2.0, 3, 9)
+    limits = {
+        **{"timeout": 2.0, "retries": 4, "backoff": 0.25, "deadline": 9.0, "concurrency": 3},
+        **{"cache": True, "max_calls": 5, "max_chars": 7},
+    }
+    assert limits.keys() == {field.name for field in dataclasses.fields(ToolPolicy)}
+    words = [word for name, value in limits.items() for word in (f"--tool_{name}", str(value))]
+    env = build(write(), *words, "--max_calls", "6").env_factory()
+    assert env.runner._policies["calculator"] == ToolPolicy(**limits)
+    assert env._calls.max_calls == 6
+    assert build(write()).env_factory().runner._policies["calculator"] == ToolPolicy()
 
 
 @pytest.mark.parametrize("path", ["my_task.MyEnv", "my_task.make"])
@@ -296,6 +313,9 @@ def test_what_an_environment_of_the_users_own_would_ignore_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"no ToolEnv and would ignore \['tools'"):
         build(write("environment: my_task.MyEnv\n"))
+    name = without_tools(write("environment: my_task.MyEnv\n"))
+    with pytest.raises(ValueError, match=r"would ignore \['tool_tape', 'max_calls'\]"):
+        build(name, "--tools", "record:f", "--max_calls", "3")
 
 
 def test_an_environment_that_breaks_the_contract_is_refused(write: Callable[..., str]) -> None:
@@ -365,3 +385,127 @@ def test_an_environments_own_exception_is_not_dressed_up(
 def test_a_metric_is_called_like_its_function() -> None:
     assert metric_name("a.b.exact_match_reward") == "exact_match"
     assert metric_name("a.b.accuracy") == "accuracy"
+
+
+# Recording and replaying -----------------------------------------------------------------------
+
+SEARCH = "tools: [agentr1.tools.search.Search.from_corpus]\nsystem_prompt: Search.\n"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, write: Callable[..., str]) -> str:
+    """A dataset with a corpus of its own, to be deleted, and a recipe that searches it."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name in ("train.jsonl", "dev.jsonl", "corpus.jsonl"):
+        lines = (find_path("data/quickstart", "data") / name).read_text().splitlines()
+        (folder / name).write_text("\n".join(lines[: 400 if name == "corpus.jsonl" else 4]))
+    return write(SEARCH + "dataset: own\n")
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_an_evaluation_replayed_without_its_retriever_is_the_recorded_one(
+    dataset: str, tmp_path: Path, codec: Codec, joined: bool
+) -> None:
+    titles = [
+        json.loads(line)["title"] for line in (tmp_path / "own/corpus.jsonl").open(encoding="utf-8")
+    ]
+
+    def evaluated(way: str) -> tuple[Any, list[Scored]]:
+        words = (
+            [f"--tools={way}:new/tape.jsonl"] if joined else ["--tools", f"{way}:new/tape.jsonl"]
+        )
+        task = build(dataset, *words)
+        calls = [render_call("search", {"query": title}) for title in titles[:3]]
+        scripts = {row["question"]: [*calls, "42"] for row in task.dev}
+        scored = evaluate_rows(
+            task.dev,
+            task.env_factory,
+            codec,
+            ScriptedPolicy(codec, scripts),
+            limits=Limits(max_completion_length=10_000),
+            metrics=task.metrics,
+        )
+        return task.env_factory().tool_schemas, scored
+
+    schemas, recorded = evaluated("record")
+    assert titles[0] in recorded[0].trajectory.turns[0].observation[0].content
+    (tmp_path / "own/corpus.jsonl").unlink()
+    again, replayed = evaluated("replay")
+    assert again == schemas
+    for before, after in zip(recorded, replayed, strict=True):
+        trajectory = dataclasses.replace(after.trajectory, seconds=before.trajectory.seconds)
+        assert dataclasses.replace(after, trajectory=trajectory) == before
+
+
+def test_a_recipe_may_name_its_recording(dataset: str, tmp_path: Path) -> None:
+    build(dataset, "--tool_tape", "record:tape.jsonl")
+    (tmp_path / "own/corpus.jsonl").unlink()
+    (tmp_path / dataset).write_text(
+        (tmp_path / dataset).read_text() + "tool_tape: replay:tape.jsonl\ntool_replay_latency: 2\n"
+    )
+    runner = build(dataset).env_factory().runner
+    assert (runner.tools[0].name, runner.latency) == ("search", 2.0)
+    with pytest.raises(FileNotFoundError, match="recording of tools 'none' was not found; looked"):
+        build(dataset, "--tools", "replay:none")
+
+
+def test_other_values_of_tools_still_replace_the_recipes(write: Callable[..., str]) -> None:
+    recipe = load_recipe(write(), ["--tools", "a.b", "c.d", "--tool_tape", "record:f"])
+    assert (recipe.arguments.tools, recipe.arguments.tool_tape) == (["a.b", "c.d"], "record:f")
+    recipe = load_recipe(write(), ["--tools", "record:f", "--max_turns", "2"])
+    assert (len(recipe.arguments.tools), recipe.training.max_turns) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("tool_tape: tape.jsonl\n", [], "tool_tape must be record:FILE or replay:FILE"),
+        ("", ["--tools", "replay:"], "tool_tape must be record:FILE or replay:FILE"),
+        ("", ["--tool_replay_latency", "-1"], "tool_replay_latency must be 0 or more"),
+        ("tools: ['record:f', my_task.echo]\n", [], "write tool_tape: record:f beside them"),
+        ("", ["--tools", "my_task.echo", "replay:f"], "--tools replay:f alone on the command line"),
+        ("", ["--tools", "replay:f", "my_task.echo"], "my_task.echo"),
+    ],
+)
+def test_a_recording_asked_for_in_the_wrong_way_is_refused(
+    write: Callable[..., str], text: str, overrides: list[str], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_recipe(write(text), overrides)
+
+
+def test_every_key_of_tools_is_documented_with_its_default() -> None:
+    text = (search_roots()[1] / "docs" / "tools.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", text, re.MULTILINE))
+    fields = {field.name: field.default for field in dataclasses.fields(RecipeArguments)}
+    keys = {name for name in fields if name.startswith("tool_")} | {"max_calls"}
+    assert keys == table.keys() | {"tool_tape", "tool_replay_latency"}
+    assert all(f"`{key}" in text for key in keys)
+    for key, default in table.items():
+        assert yaml.safe_load(default.replace("none", "null")) == fields[key]
+
+
+@pytest.mark.slow
+def test_the_documented_commands_replay_what_they_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (search_roots()[1] / "docs" / "tools.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^agentr1 (eval .*)$", text, re.MULTILINE)
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+
+    def episodes(command: str) -> tuple[list[Any], list[float]]:
+        assert cli.main([*command.split(), "--use_cpu", "true"]) == 0
+        (file,) = (tmp_path / "runs/eval/quickstart/grpo/latest").glob("evaluation/after.jsonl")
+        found = [json.loads(line) for line in file.open(encoding="utf-8")]
+        for episode in found:
+            del episode["trajectory"]["seconds"]
+        turns = [turn for episode in found for turn in episode["trajectory"]["turns"]]
+        return found, [logprob for turn in turns for logprob in turn.pop("logprobs")]
+
+    recorded, logprobs = episodes(commands[0])
+    assert any(turn["info"]["calls"] for e in recorded for turn in e["trajectory"]["turns"])
+    replayed, again = episodes(f"{commands[1]} --corpus deleted.jsonl")
+    assert replayed == recorded
+    assert again == pytest.approx(logprobs, abs=1e-4)  # other episodes share a batch

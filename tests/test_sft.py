@@ -18,7 +18,8 @@ from agentr1.envs.tool_env import ToolEnv
 from agentr1.rollout import Limits, rollout
 from agentr1.segments import flatten
 from agentr1.sft import IGNORED, main, read_conversations, recorded, training_rows
-from agentr1.tools.base import ToolRunner, schema
+from agentr1.tools.base import schema
+from agentr1.tools.runner import ToolRunner
 from agentr1.types import StopReason
 from fakes import CountingTool, ScriptedPolicy
 from trainers import save_policy

@@ -7,7 +7,8 @@ tests run in milliseconds. The trainer is `from agentr1.trainer import AgentTrai
 from agentr1.envs.base import Env
 from agentr1.envs.check import check_env
 from agentr1.envs.tool_env import ToolEnv
-from agentr1.tools.base import Tool, ToolError, ToolPolicy, tool
+from agentr1.tools.base import Tool, ToolError, tool
+from agentr1.tools.policy import ToolPolicy
 from agentr1.types import (
     Message,
     Segment,

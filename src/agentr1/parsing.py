@@ -183,9 +183,9 @@ def _checked(value: Any) -> dict[str, Any]:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [child for parent in level for child in _children(parent)]
-    if level:
-        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-    return value
+        if not level:
+            return value
+    raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
 
 
 def _children(value: Any) -> list[Any]:

@@ -19,14 +19,17 @@ from typing import Any, NoReturn
 import yaml
 from trl import ModelConfig, TrlParser
 
-from agentr1.config import AgentConfig, RecipeArguments
+from agentr1.config import TAPE_WAYS, AgentConfig, RecipeArguments
 from agentr1.data import find_corpus, find_split, load_rows
 from agentr1.envs.base import EnvFactory
 from agentr1.envs.check import check_env
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.rollout import finish
 from agentr1.scoring import Metric
-from agentr1.tools.base import Tool, ToolPolicy, ToolRunner
+from agentr1.tools.base import Tool
+from agentr1.tools.policy import ToolPolicy
+from agentr1.tools.runner import ToolRunner
+from agentr1.tools.tape import RecordingRunner, ReplayingRunner
 
 _PACKAGE = Path(__file__).resolve().parent
 _GIVEN_TO_REWARDS = (
@@ -128,7 +131,8 @@ def load_recipe(name: str, overrides: Sequence[str] = (), training: type = Agent
 
     Args:
         name: see `find_recipe`.
-        overrides: `["--max_steps", "5"]`.
+        overrides: `["--max_steps", "5"]`. `--tools record:FILE` and `--tools replay:FILE` keep
+            the recipe's tools and set `tool_tape`.
         training: dataclass of the trainer's own settings.
 
     Raises:
@@ -152,7 +156,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), training: type = Agent
     parser = _Parser(kinds, allow_abbrev=False)
     try:
         arguments, config, model, unknown = parser.parse_args_and_config(
-            ["--config", str(path), *overrides], return_remaining_strings=True
+            ["--config", str(path), *_with_tape(overrides)], return_remaining_strings=True
         )
         if unknown:
             raise ValueError(_unknown_keys(unknown, kinds))
@@ -161,6 +165,17 @@ def load_recipe(name: str, overrides: Sequence[str] = (), training: type = Agent
     except ValueError as error:
         raise ValueError(f"recipe {path}: {error}") from error
     return Recipe(f"{path.parent.name}/{path.stem}", text, arguments, config, model)
+
+
+def _with_tape(overrides: Sequence[str]) -> list[str]:
+    """`--tools record:FILE` as `--tool_tape record:FILE`: other values would replace the tools."""
+    words = list(overrides)
+    for i, word in enumerate(words):
+        option, joined, value = word.partition("=")
+        value = value if joined else "".join(words[i + 1 : i + 2])
+        if option == "--tools" and value.partition(":")[0] in TAPE_WAYS:
+            words[i] = f"--tool_tape{joined}{value if joined else ''}"
+    return words
 
 
 def _unknown_keys(unknown: Sequence[str], kinds: Sequence[type]) -> str:
@@ -267,19 +282,16 @@ def _env_factory(arguments: RecipeArguments, folder: Path) -> EnvFactory:
     environment: Callable[..., Any] = resolve(arguments.environment, "environment")
     if not (inspect.isclass(environment) and issubclass(environment, ToolEnv)):
         made = _callable(arguments.environment, "environment")
-        ours = ("tools", "process_rewards", "system_prompt", "finish_tool")
+        ours = (
+            *("tools", "tool_tape", "max_calls", "finish_tool"),
+            *("process_rewards", "system_prompt"),
+        )
         if ignored := [name for name in ours if getattr(arguments, name)]:
             raise ValueError(
                 f"environment {arguments.environment!r} is no ToolEnv and would ignore {ignored}; "
                 "remove them, or derive the environment from agentr1.ToolEnv"
             )
         return made
-    policy = ToolPolicy(
-        timeout=arguments.tool_timeout,
-        concurrency=arguments.tool_concurrency,
-        max_chars=arguments.tool_max_chars,
-    )
-    tools = [_tool(path, arguments, folder) for path in arguments.tools]
     weights = arguments.process_reward_weights or [1.0] * len(arguments.process_rewards)
     functions = [
         _callable(path, "process_rewards", "row", "outcomes", "past")
@@ -287,11 +299,33 @@ def _env_factory(arguments: RecipeArguments, folder: Path) -> EnvFactory:
     ]
     return functools.partial(
         environment,
-        ToolRunner(tools, default_policy=policy),
+        _tool_runner(arguments, folder),
         system_prompt=arguments.system_prompt,
         process_rewards=tuple(zip(functions, weights, strict=True)),
         finish_tool=arguments.finish_tool,
+        max_calls=arguments.max_calls,
     )
+
+
+def _tool_runner(arguments: RecipeArguments, folder: Path) -> ToolRunner:
+    policy = ToolPolicy(
+        timeout=arguments.tool_timeout,
+        retries=arguments.tool_retries,
+        backoff=arguments.tool_backoff,
+        deadline=arguments.tool_deadline,
+        concurrency=arguments.tool_concurrency,
+        cache=arguments.tool_cache,
+        max_calls=arguments.tool_max_calls,
+        max_chars=arguments.tool_max_chars,
+    )
+    way, _, file = (arguments.tool_tape or "").partition(":")
+    if way == "replay":  # makes no tool, so needs none of what they are made from
+        path = find_path(file, "recording of tools")
+        return ReplayingRunner(path, None, policy, arguments.tool_replay_latency)
+    tools = [_tool(path, arguments, folder) for path in arguments.tools]
+    if way == "record":
+        return RecordingRunner(file, tools, default_policy=policy)
+    return ToolRunner(tools, default_policy=policy)
 
 
 def _tool(path: str, arguments: RecipeArguments, folder: Path) -> Tool:

@@ -100,7 +100,12 @@ class ToolOutcome:
         content: the text the policy is shown, already bounded.
         reward: process reward paid by the tool itself.
         failure: None for success, "mistake" for the model's, "fault" for our infrastructure's.
-        seconds: time from the start of the call to its end, waiting for a free slot excluded.
+        seconds: time the tool took, all attempts together; waiting for a slot or before a retry
+            is not in it.
+        attempts: how often the tool was run for this call; 0 where it never was.
+        cached: the result is that of an equal call and the tool was not run for this one; then
+            `seconds` is the wait for it.
+        waited: seconds spent waiting for a free slot.
     """
 
     call_id: str
@@ -110,6 +115,9 @@ class ToolOutcome:
     reward: float = 0.0
     failure: Literal["mistake", "fault"] | None = None
     seconds: float = 0.0
+    attempts: int = 0
+    cached: bool = False
+    waited: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from agentr1.engines.in_process import InProcessEngine
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.rollout import Limits, rollout_batch
 from agentr1.segments import flatten
-from agentr1.tools.base import ToolRunner
+from agentr1.tools.runner import ToolRunner
 from fakes import CountingTool, GuessEnv
 
 STOP = 2
@@ -64,7 +64,8 @@ def error_of(model: Any, exchange: Exchange) -> float:
 async def episode(engine: InProcessEngine, number: int, turns: int = 3) -> list[Exchange]:
     """Turns of random length that come after random pauses; a function of `number` alone."""
     draws = random.Random(number)
-    context, exchanges = random_ids(draws, 40), []
+    stem = random_ids(random.Random(number % 3), 60)  # as a task's system prompt
+    context, exchanges = (*stem, *random_ids(draws, 40)), []
     for turn in range(turns):
         for _ in range(draws.randrange(12)):
             await asyncio.sleep(0)
@@ -217,6 +218,24 @@ def test_after_sync_no_prefix_of_the_old_weights_survives(make_model: Any) -> No
     assert second_turn_after_an_update(sync=False) > 1e-2  # so the line above sees a stale prefix
 
 
+def test_after_sync_no_stem_of_the_old_weights_survives(make_model: Any) -> None:
+    def new_episodes_after_an_update(sync: bool) -> float:
+        model = make_model()
+        engine = InProcessEngine(model, [STOP])
+        prompts = [(*range(10, 40), last) for last in (50, 51, 52)]
+        gather(*(engine.generate(prompt, Sampling(2)) for prompt in prompts[:2]))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.05 * torch.randn_like(weight))
+        if sync:
+            engine.sync(model)
+        generation = asyncio.run(engine.generate(prompts[2], Sampling(8)))
+        return error_of(model, (prompts[2], Sampling(8), generation))
+
+    assert new_episodes_after_an_update(sync=True) < 1e-4
+    assert new_episodes_after_an_update(sync=False) > 1e-2
+
+
 def test_sync_takes_the_weights_of_another_model(make_model: Any) -> None:
     old, new = make_model(0), make_model(1)
     engine = InProcessEngine(old, [STOP])
@@ -281,6 +300,34 @@ def test_equal_prompts_of_a_group_are_computed_once(model: Any) -> None:
     assert counted.tokens == [50, 20, 20]
     assert len({generation.ids for generation in group}) > 10
     assert all(error_of(model, (prompt, Sampling(3), generation)) < 1e-4 for generation in group)
+
+
+def test_what_different_prompts_begin_with_is_computed_once(model: Any) -> None:
+    engine = InProcessEngine(model, [])
+    prompts = [(*range(10, 60), 100 + i, 200 + i) for i in range(10)]
+    late = (*range(10, 60), 300)
+
+    async def play() -> list[Generation]:
+        together = await asyncio.gather(*(engine.generate(p, Sampling(2)) for p in prompts))
+        return [*together, await engine.generate(late, Sampling(1))]
+
+    with Counted(model) as counted:
+        found = asyncio.run(play())
+    assert counted.tokens == [50, 10 * 2, 10, 1]
+    errors = [
+        error_of(model, (p, Sampling(2), g)) for p, g in zip([*prompts, late], found, strict=True)
+    ]
+    assert max(errors) < 1e-4
+
+
+def test_a_prompt_that_is_another_ones_stem_keeps_a_token_of_its_own(model: Any) -> None:
+    engine = InProcessEngine(model, [])
+    prompts = [tuple(range(10, 10 + length)) for length in (40, 60, 40)]
+    with Counted(model) as counted:
+        found = gather(*(engine.generate(p, Sampling(1, seed=i)) for i, p in enumerate(prompts)))
+    assert counted.tokens == [39, 2 * 21]  # 1 and 21 new ones, padded to one rectangle
+    for prompt, generation in zip(prompts, found, strict=True):
+        assert error_of(model, (prompt, Sampling(1), generation)) < 1e-4
 
 
 def test_any_number_of_episodes_one_after_the_other_is_played(model: Any) -> None:

@@ -6,7 +6,9 @@ Everything is played through the rollout, so what is asserted is what training w
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,10 @@ from agentr1.envs.tool_env import ToolEnv
 from agentr1.parsing import render_call
 from agentr1.rollout import Limits, rollout_batch
 from agentr1.segments import flatten
-from agentr1.tools.base import ToolError, ToolPolicy, ToolRunner
+from agentr1.tools.base import ToolError
+from agentr1.tools.policy import ToolPolicy
+from agentr1.tools.runner import ToolRunner
+from agentr1.tools.tape import RecordingRunner, ReplayingRunner
 from agentr1.types import Message, Row, StopReason, ToolOutcome, ToolResult, Trajectory
 from fakes import CountingTool, ScriptedPolicy, SlowTool
 
@@ -173,6 +178,56 @@ def test_only_the_turn_that_met_a_fault_is_left_out_of_the_loss(codec: Codec) ->
     assert trained == {0, 2}
 
 
+def test_a_fault_is_logged_with_its_row_and_turn(
+    codec: Codec, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = ToolRunner([CountingTool(), CountingTool(OSError("down"), name="broken")])
+    play(codec, lambda: ToolEnv(runner), ["."], [calls("a"), calls("b", name="broken"), "."])
+    assert "tool 'broken' failed in turn 1 of row 1; further OSError" in caplog.text
+
+
+def test_an_episode_out_of_time_gives_its_slot_to_the_next(codec: Codec) -> None:
+    runner = ToolRunner([HangsForEver(HANGS)], default_policy=ToolPolicy(concurrency=1))
+    limits = Limits(max_turns=2, max_completion_length=10_000, max_seconds=0.2)
+    scripts = [[calls("a"), "."]] * 2
+    episodes = play(codec, lambda: ToolEnv(runner), *scripts, limits=limits)
+    assert [t.stop_reason for t in episodes] == [StopReason.MAX_TIME] * 2
+    runner.tools[0].answer = "found"  # type: ignore[attr-defined]
+    (episode,) = play(codec, lambda: ToolEnv(runner), [calls("a"), "."], limits=limits)
+    assert answers(episode) == ["found"]
+
+
+def test_a_turn_reports_what_its_calls_cost_by_tool_too(codec: Codec) -> None:
+    class FailsOnce(CountingTool):
+        async def __call__(self, key: str) -> Any:
+            await asyncio.sleep(0.001)
+            self.answer = "found" if self.calls else OSError("down")
+            return await super().__call__(key)
+
+    policies = {"lookup": ToolPolicy(retries=1, backoff=0, cache=True)}
+    runner = ToolRunner([FailsOnce(), CountingTool(name="other")], policies)
+    script = [calls("a", "a") + calls("b", name="none"), calls("c", name="other"), "Done."]
+    (episode,) = play(codec, lambda: ToolEnv(runner), script)
+    first, second, last = [dict(turn.info) for turn in episode.turns]
+    assert first.pop("tool_seconds") > 0
+    assert first.pop("tools/lookup/seconds") > 0
+    assert first.pop("slot_seconds") < 1
+    expected = {"calls": 3, "mistakes": 1, "faults": 0, "retries": 1, "cached": 1, "cut": 0}
+    expected |= {"tools/lookup/calls": 2, "tools/lookup/failures": 0}
+    expected |= {"tools/other/calls": 0, "tools/other/failures": 0, "tools/other/seconds": 0}
+    assert first == expected
+    assert (second["tools/other/calls"], "tools/lookup/calls" in second) == (1, False)
+    assert last["calls"] == 0
+
+
+@pytest.mark.parametrize("opening", ["", "Done.", "<think>", calls("a", name="none"), calls("a")])
+def test_every_episode_reports_the_same_names(codec: Codec, opening: str) -> None:
+    runner = ToolRunner([CountingTool()])
+    limits = Limits(max_turns=1, max_completion_length=10_000)
+    whole, other = play(codec, lambda: ToolEnv(runner), [calls("a")], [opening], limits=limits)
+    assert whole.turns[0].info.keys() == other.turns[0].info.keys()
+
+
 # Whatever the policy writes -------------------------------------------------------------------
 
 MISTAKES = {
@@ -260,6 +315,48 @@ def test_the_finish_tool_ends_the_episode_once_it_succeeds(codec: Codec) -> None
 def test_an_unknown_finish_tool_is_refused() -> None:
     with pytest.raises(ValueError, match=r"finish_tool is 'done', but the tools are \['lookup'\]"):
         ToolEnv(ToolRunner([CountingTool()]), finish_tool="done")
+
+
+def test_the_budget_of_calls_is_the_episodes_and_the_finish_tool_is_free(codec: Codec) -> None:
+    tool, finish = CountingTool(), CountingTool(name="finish")
+    runner = ToolRunner([tool, finish])
+    script = [calls("a", "b"), calls("c", "d"), calls("answer", name="finish")]
+    episodes = play(
+        codec,
+        lambda: ToolEnv(runner, finish_tool="finish", max_calls=3),
+        *[script] * 2,
+    )
+    for episode in episodes:
+        assert "the budget of 3 tool calls is used up" in answers(episode, 1)[1]
+        assert episode.turns[1].info["mistakes"] == 1
+        assert episode.turns[1].fault is None
+        assert (len(episode.turns), episode.stop_reason) == (3, StopReason.ENVIRONMENT)
+    assert sorted(tool.calls) == ["a", "a", "b", "b", "c", "c"]
+    with pytest.raises(ValueError, match="max_calls is 0, expected 1 or more"):
+        ToolEnv(runner, max_calls=0)
+
+
+def test_episodes_played_from_a_recording_are_the_recorded_ones(
+    codec: Codec, tmp_path: Path
+) -> None:
+    class Flaky(CountingTool):
+        async def __call__(self, key: str) -> Any:
+            self.calls.append(key)
+            if len(self.calls) % 4 == 3:
+                raise OSError("down")
+            return ToolResult(f"answer {len(self.calls)}", reward=float(len(self.calls)))
+
+    scripts = [[calls("a", f"own {i}"), "<tool_call>", calls("b"), "Done."] for i in range(8)]
+    recorder = RecordingRunner(tmp_path / "tape.jsonl", [Flaky()])
+    recorded = play(codec, lambda: ToolEnv(recorder), *scripts)
+    assert {turn.fault is None for t in recorded for turn in t.turns} == {True, False}
+    replayer = ReplayingRunner(tmp_path / "tape.jsonl")
+    replayed = play(codec, lambda: ToolEnv(replayer), *scripts)
+    for before, after in zip(recorded, replayed, strict=True):
+        # The scripted policy numbers its logprobs in the order in which episodes come to it.
+        turns = zip(before.turns, after.turns, strict=True)
+        same = [dataclasses.replace(new, logprobs=old.logprobs) for old, new in turns]
+        assert dataclasses.replace(after, turns=tuple(same), seconds=before.seconds) == before
 
 
 def test_process_rewards_see_the_row_and_the_outcomes_and_add_to_what_tools_pay(

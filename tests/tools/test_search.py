@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from agentr1.retrieval.base import Passage
-from agentr1.tools.base import ToolRunner, schema
+from agentr1.tools.base import schema
+from agentr1.tools.runner import ToolRunner
 from agentr1.tools.search import Search
 from agentr1.types import ToolCall
 

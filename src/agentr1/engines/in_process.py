@@ -2,8 +2,9 @@
 
 Requests join and leave between any two decoding steps, so an episode that waits for a tool holds
 up nobody. When its next prompt extends what its slot already holds, only the new tokens are
-computed. Equal prompts that arrive together (a group's) are computed once. Called by the rollout
-inside one event loop; between two steps it yields, so finished tools are seen at once.
+computed. Equal prompts that arrive together (a group's) are computed once, and so is the stem that
+different prompts begin with (system prompt and tools). Called by the rollout inside one event loop;
+between two steps it yields, so finished tools are seen at once.
 
 Active slots occupy the first rows, idle ones (kept for a next turn) the rows after them.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,6 +27,8 @@ ADMIT_EVERY = 4
 """Decoding steps between two admissions: a prefill costs about a step, so newcomers share one."""
 PREFILL_TOKENS = 8192
 """Most tokens of one prefill pass, padding included; bounds its activations."""
+SHORTEST_STEM = 16
+"""Shared tokens below this do not pay for the pass of their own that computes them."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -43,6 +47,19 @@ class _Slot:
 
     held: list[int]
     request: _Request | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stem:
+    """What the prompts of an admission begin with, and its keys and values."""
+
+    ids: tuple[int, ...] = ()
+    content: Any = None
+
+    def begins(self, prompt_ids: tuple[int, ...]) -> bool:
+        """Whether a prompt goes on from here; its last token must be left to give logits."""
+        length = len(self.ids)
+        return 0 < length < len(prompt_ids) and prompt_ids[:length] == self.ids
 
 
 class InProcessEngine(Engine):
@@ -83,6 +100,7 @@ class InProcessEngine(Engine):
         """Drop the cache."""
         self._slots: list[_Slot] = []
         self._active = 0
+        self._stem = _Stem()
         self._cache = SlotCache(self._model.config.get_text_config().num_hidden_layers)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
@@ -138,6 +156,7 @@ class InProcessEngine(Engine):
         self._waiting = self._waiting[room:]  # once each has a slot: an error reaches all
         follower_rows = {row for _, row in followers}
         rows = [row for row in range(first, self._active) if row not in follower_rows]
+        self._begin_with_stem([row for row in rows if not self._slots[row].held])
         logits = dict(self._prefill(rows))
         for leader, row in followers:
             held = self._slots[leader].held
@@ -161,6 +180,22 @@ class InProcessEngine(Engine):
         self._slots[best].request = request
         self._activate(best)
         return True
+
+    def _begin_with_stem(self, rows: Sequence[int]) -> None:
+        """Fill fresh rows with the tokens their prompts share, computed once."""
+        prompts = {row: self._prompt(row) for row in rows}
+        strangers = [row for row in rows if not self._stem.begins(prompts[row])]
+        if len(strangers) > 1:
+            # A prompt's last token stays out: it has to give logits of its own.
+            ids = tuple(os.path.commonprefix([prompts[row][:-1] for row in strangers]))
+            if len(ids) >= SHORTEST_STEM:
+                self._forward(strangers[0], [list(ids)], [list(range(len(ids)))])
+                self._stem = _Stem(ids, self._cache.read_row(strangers[0], len(ids)))
+        for row in rows:
+            if self._stem.begins(prompts[row]):
+                self._cache.plan.reserve(len(self._slots), len(self._stem.ids))
+                self._cache.write_row(row, self._stem.content)
+                self._slots[row].held = list(self._stem.ids)
 
     def _claim(self, request: _Request) -> int:
         """Take a new row, or the last idle one: those retired lately stand at the front."""
@@ -186,7 +221,7 @@ class InProcessEngine(Engine):
     def _prefill(self, rows: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield each row with the logits after its prompt; rows of one pass are neighbours."""
         for chunk in _neighbours(rows, [self._missing(row) for row in rows]):
-            new = [self._slots[row].request.prompt_ids for row in chunk]  # type: ignore[union-attr]
+            new = [self._prompt(row) for row in chunk]
             starts = [len(self._slots[row].held) for row in chunk]
             width = max(len(ids) - start for ids, start in zip(new, starts, strict=True))
             tokens, positions = [], []
@@ -199,10 +234,13 @@ class InProcessEngine(Engine):
                 self._slots[row].held = list(ids)
                 yield row, row_logits
 
+    def _prompt(self, row: int) -> tuple[int, ...]:
+        request = self._slots[row].request
+        assert request is not None  # only active rows are prefilled
+        return request.prompt_ids
+
     def _missing(self, row: int) -> int:
-        slot = self._slots[row]
-        assert slot.request is not None  # only active rows are prefilled
-        return len(slot.request.prompt_ids) - len(slot.held)
+        return len(self._prompt(row)) - len(self._slots[row].held)
 
     def _decode(self) -> None:
         """Write every active row's last sampled id and sample the next."""

@@ -57,6 +57,16 @@ class SlotLayer(CacheLayerMixin):
             for tensor in (self.keys, self.values):
                 tensor[target, :, :length] = tensor[source, :, :length]
 
+    def read_row(self, row: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of the first `length` columns of a row, `(heads, length, head_dim)` twice."""
+        return self.keys[row, :, :length].clone(), self.values[row, :, :length].clone()
+
+    def write_row(self, row: int, content: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Put back what `read_row` gave, into any row."""
+        self._fit()
+        for tensor, part in zip((self.keys, self.values), content, strict=True):
+            tensor[row, :, : part.shape[1]] = part
+
     def swap_rows(self, a: int, b: int, length: int) -> None:
         """Exchange the first `length` columns of two rows."""
         self._fit()
@@ -159,3 +169,12 @@ class SlotCache(Cache):
         """Exchange `length` tokens of two rows, in every layer."""
         for layer in self._rows:
             layer.swap_rows(a, b, length)
+
+    def read_row(self, row: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """A copy of `length` tokens of one row, layer by layer."""
+        return [layer.read_row(row, length) for layer in self._rows]
+
+    def write_row(self, row: int, content: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Begin a row with what `read_row` gave."""
+        for layer, part in zip(self._rows, content, strict=True):
+            layer.write_row(row, part)

@@ -13,7 +13,9 @@ from typing import Any
 
 from agentr1.envs.base import Env
 from agentr1.parsing import parse_turn
-from agentr1.tools.base import ToolRunner, schema
+from agentr1.tools.base import schema
+from agentr1.tools.policy import EpisodeCalls
+from agentr1.tools.runner import ToolRunner
 from agentr1.types import Message, Row, StepResult, ToolOutcome
 
 ProcessReward = Callable[[Row, tuple[ToolOutcome, ...], tuple[ToolOutcome, ...]], float]
@@ -39,6 +41,8 @@ class ToolEnv(Env):
         process_rewards: pairs of function and weight; their weighted sum is added to what the
             tools themselves pay.
         finish_tool: name of the tool whose successful call ends the episode.
+        max_calls: calls the episode may make, of all tools but the finish tool together; one more
+            is the policy's mistake and is not run. A tool's own limit is in its `ToolPolicy`.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class ToolEnv(Env):
         system_prompt: str | None = None,
         process_rewards: Sequence[tuple[ProcessReward, float]] = (),
         finish_tool: str | None = None,
+        max_calls: int | None = None,
     ) -> None:
         known = [tool.name for tool in runner.tools]
         if finish_tool is not None and finish_tool not in known:
@@ -54,13 +59,17 @@ class ToolEnv(Env):
                 f"finish_tool is {finish_tool!r}, but the tools are {known}; name one of them or "
                 "add the finish tool to the tools"
             )
+        if max_calls is not None and max_calls < 1:
+            raise ValueError(
+                f"max_calls is {max_calls}, expected 1 or more; leave the tools out for none"
+            )
         self.runner = runner
         self.system_prompt = system_prompt
         self.process_rewards = tuple(process_rewards)
         self.finish_tool = finish_tool
         self._row: Row = {}
         self._past: tuple[ToolOutcome, ...] = ()
-        self._turn = 0
+        self._calls = EpisodeCalls(turn=-1, max_calls=max_calls, finish_tool=finish_tool)
 
     @property
     def tool_schemas(self) -> Sequence[dict[str, Any]]:
@@ -74,19 +83,22 @@ class ToolEnv(Env):
             ValueError: the row has neither `prompt` (messages) nor `question`.
         """
         self._row = row
+        self._calls.row_id = str(row.get("id", "?"))
         system = [Message("system", self.system_prompt)] if self.system_prompt else []
         return [*system, *_opening(row)]
 
     async def step(self, message: Message) -> StepResult:
         """Run the turn's calls; without one, the episode is over."""
-        self._turn += 1
+        self._calls.turn += 1
         if message.cut:
-            return StepResult((Message("user", CUT_NOTICE),), info={**_counts(()), "cut": 1.0})
-        parsed = parse_turn(message.content, id_prefix=f"call_{self._turn}")
+            notice = Message("user", CUT_NOTICE)
+            return StepResult((notice,), info=self._numbers(()) | {"cut": 1.0})
+        parsed = parse_turn(message.content, id_prefix=f"call_{self._calls.turn + 1}")
         calls = parsed.calls
         if not calls and not parsed.content.strip():
-            return StepResult((Message("user", EMPTY_NOTICE),), info={"mistakes": 1.0})
-        outcomes = await self.runner.run(calls)
+            notice = Message("user", EMPTY_NOTICE)
+            return StepResult((notice,), info=self._numbers(()) | {"mistakes": 1.0})
+        outcomes = await self.runner.run(calls, self._calls)
         reward = self._pay(outcomes)
         self._past += outcomes
         finished = any(o.name == self.finish_tool and o.failure is None for o in outcomes)
@@ -95,7 +107,7 @@ class ToolEnv(Env):
             observation=() if ended else tuple(map(_observation, outcomes)),
             reward=reward,
             terminated=ended,
-            info=_counts(outcomes),
+            info=self._numbers(outcomes),
             fault=next((o.content for o in outcomes if o.failure == "fault"), None),
         )
 
@@ -105,6 +117,22 @@ class ToolEnv(Env):
             weight * function(self._row, outcomes, self._past)
             for function, weight in self.process_rewards
         )
+
+    def _numbers(self, outcomes: Sequence[ToolOutcome]) -> dict[str, float]:
+        """What happened, in numbers; each episode reports every tool, be it that none was called.
+
+        A mean over episodes or processes needs each name in each of them.
+        """
+        known = [tool.name for tool in self.runner.tools]
+        called = {outcome.name for outcome in outcomes}
+        shown = [name for name in known if name in called or self._calls.turn == 0]
+        numbers = _counts(outcomes)
+        for name in shown:
+            own = [outcome for outcome in outcomes if outcome.name == name]
+            numbers[f"tools/{name}/calls"] = float(len(own))
+            numbers[f"tools/{name}/failures"] = float(sum(o.failure is not None for o in own))
+            numbers[f"tools/{name}/seconds"] = sum((o.seconds for o in own), start=0.0)
+        return numbers
 
 
 def _opening(row: Row) -> list[Message]:
@@ -126,6 +154,9 @@ def _counts(outcomes: Sequence[ToolOutcome]) -> dict[str, float]:
         "calls": float(len(outcomes)),
         "mistakes": float(sum(o.failure == "mistake" for o in outcomes)),
         "faults": float(sum(o.failure == "fault" for o in outcomes)),
+        "retries": float(sum(max(0, o.attempts - 1) for o in outcomes)),
+        "cached": float(sum(o.cached for o in outcomes)),
         "tool_seconds": sum((o.seconds for o in outcomes), start=0.0),
-        "cut": 0.0,  # in every turn: a mean over processes needs each name on each of them
+        "slot_seconds": sum((o.waited for o in outcomes), start=0.0),
+        "cut": 0.0,
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 from agentr1.retrieval.base import Retriever, load_passages
 from agentr1.retrieval.bm25 import Bm25Index
-from agentr1.tools.base import in_daemon_thread
+from agentr1.tools.threads import in_daemon_thread
 
 _FAST_PASSAGES = 10_000
 """Up to this size a BM25 search takes well under a millisecond, about what a thread costs."""
