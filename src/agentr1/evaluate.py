@@ -101,9 +101,13 @@ def evaluate(
     write_json(folder / "eval.json", {"after": found})
     for metric, (low, high) in found["intervals"].items():
         print(f"{metric} {found[metric]:.3f}  95% interval [{low:.3f}, {high:.3f}]  n={found['n']}")
-    print(
-        f"turns {found['turns']:.2f}  stop reasons {found['stop_reasons']}\ntranscripts: {folder}"
-    )
+    print(f"turns {found['turns']:.2f}  stop reasons {found['stop_reasons']}")
+    if found.get("faults"):
+        print(
+            f"faults of tools {found['faults']:.2f} per episode: the policy was shown errors that "
+            "were not its own, so this is no fair score"
+        )
+    print(f"transcripts: {folder}")
     return folder
 
 
