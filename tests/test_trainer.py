@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -541,6 +543,31 @@ def test_a_faulted_turn_is_masked_but_its_trajectory_stays_in_the_baseline(
     outcome = standardised([0.0, 1.0])[1]
     sibling = by_turn(trainer._episodes[1], [outcome - 1.0, outcome - 1.0], width)
     torch.testing.assert_close(batch["advantages"][1], torch.tensor(sibling))
+
+
+def test_stragglers_are_replaced_by_spare_rollouts_and_groups_stay_whole(
+    build: Callable[..., Any],
+) -> None:
+    made: list[PlannedEnv] = []
+
+    class Hangs(PlannedEnv):
+        async def step(self, message: Message) -> StepResult:
+            if made.index(self) % 3 == 1:  # the second of each group's three
+                await asyncio.Event().wait()
+            return await super().step(message)
+
+    def make() -> PlannedEnv:
+        made.append(Hangs(itertools.repeat([0.0, 0.0])))
+        return made[-1]
+
+    trainer = build(env_factory=make, settings={"spare_rollouts": 1})
+    made.clear()  # one was asked for its tools
+    output = generate(trainer)
+    assert len(made) == 6
+    assert [t.row["id"] for t in trainer._episodes] == ["r0", "r0", "r1", "r1"]
+    assert all(t.stop_reason is StopReason.ENVIRONMENT for t in trainer._episodes)
+    assert len(output["completion_ids"]) == 4
+    assert output["advantages"].any()
 
 
 def test_more_faults_than_max_fault_share_stop_the_run(build: Callable[..., Any]) -> None:
