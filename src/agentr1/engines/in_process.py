@@ -25,6 +25,8 @@ from agentr1.engines.slots import SlotCache
 
 ADMIT_EVERY = 4
 """Decoding steps between two admissions: a prefill costs about a step, so newcomers share one."""
+SETTLE_SECONDS = 0.001
+"""Without a newcomer for so long, those who wait are admitted."""
 PREFILL_TOKENS = 8192
 """Most tokens of one prefill pass, padding included; bounds its activations."""
 SHORTEST_STEM = 16
@@ -118,8 +120,10 @@ class InProcessEngine(Engine):
         steps = 0
         try:
             while self._waiting or self._active:
-                # Requests made in the same tick are seen together.
-                await asyncio.sleep(0)
+                if self._active:
+                    await asyncio.sleep(0)
+                else:
+                    await self._let_them_come()
                 if steps % ADMIT_EVERY == 0 or not self._active:
                     self._admit()
                 if self._active:
@@ -130,6 +134,17 @@ class InProcessEngine(Engine):
                 request.future.set_exception(error)
             self._waiting.clear()
             self.sync(self._model)
+
+    async def _let_them_come(self) -> None:
+        """While nothing is decoded, wait for those who come right behind the first.
+
+        Tools that take equally long end within a few milliseconds of each other. Episodes that
+        start together stay together, and each group of stragglers costs passes of its own.
+        """
+        came = 0
+        while len(self._waiting) > came:
+            came = len(self._waiting)
+            await asyncio.sleep(SETTLE_SECONDS)
 
     def _unanswered(self) -> Iterator[_Request]:
         pending = [slot.request for slot in self._slots if slot.request] + self._waiting
@@ -143,10 +158,10 @@ class InProcessEngine(Engine):
         leaders: dict[tuple[int, ...], int] = {}
         followers: list[tuple[int, int]] = []
         first = self._active
-        fresh: list[_Request] = []
-        for request in batch:  # those that go on first: they must find their slots before reuse
-            if not self._resume(request):
-                fresh.append(request)
+        # Those that go on first: they must find their slots before others take them.
+        found = [self._resume(request) for request in batch]
+        self._activate([row for row in found if row is not None])
+        fresh = [request for request, row in zip(batch, found, strict=True) if row is None]
         for request in fresh:
             row = self._claim(request)
             if request.prompt_ids in leaders:
@@ -167,19 +182,19 @@ class InProcessEngine(Engine):
             order = sorted(logits)
             self._append(order, torch.stack([logits[row] for row in order]))
 
-    def _resume(self, request: _Request) -> bool:
+    def _resume(self, request: _Request) -> int | None:
         """Reuse the idle slot that holds the longest prefix of the prompt, if there is one."""
         prompt = request.prompt_ids
         best, best_length = None, 0
         for row in range(self._active, len(self._slots)):
-            held = self._slots[row].held
-            if best_length < len(held) < len(prompt) and prompt[: len(held)] == tuple(held):
-                best, best_length = row, len(held)
-        if best is None:
-            return False
-        self._slots[best].request = request
-        self._activate(best)
-        return True
+            slot, length = self._slots[row], len(self._slots[row].held)
+            if slot.request is not None or not best_length < length < len(prompt):
+                continue
+            if slot.held[-1] == prompt[length - 1] and tuple(slot.held) == prompt[:length]:
+                best, best_length = row, length
+        if best is not None:
+            self._slots[best].request = request
+        return best
 
     def _begin_with_stem(self, rows: Sequence[int]) -> None:
         """Fill fresh rows with the tokens their prompts share, computed once."""
@@ -204,13 +219,17 @@ class InProcessEngine(Engine):
             self._cache.plan.reserve(len(self._slots), 0)
         slot = self._slots[-1]
         slot.held, slot.request = [], request
-        return self._activate(len(self._slots) - 1)
-
-    def _activate(self, row: int) -> int:
-        """Move an idle row to the end of the active ones."""
-        self._swap(row, self._active)
-        self._active += 1
+        self._activate([len(self._slots) - 1])
         return self._active - 1
+
+    def _activate(self, rows: Sequence[int]) -> None:
+        """Make idle rows active; only those that do not stand at the border are moved."""
+        border = range(self._active, self._active + len(rows))
+        strays = [row for row in rows if row not in border]
+        gaps = [row for row in border if row not in rows]
+        for stray, gap in zip(strays, gaps, strict=True):
+            self._swap(stray, gap)
+        self._active += len(rows)
 
     def _swap(self, a: int, b: int) -> None:
         if a != b:
