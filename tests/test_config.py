@@ -115,6 +115,16 @@ def test_what_an_environment_cannot_have_is_refused(
         found.check_for_environment()
 
 
+def test_fsdp_of_the_launcher_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError) as refused:
+        config(tmp_path).check_for_environment()
+    for part in ("fsdp=True", "different numbers of turns", "use DDP or DeepSpeed ZeRO"):
+        assert part in str(refused.value)
+
+
 def test_a_group_must_not_span_processes(tmp_path: Path) -> None:
     found = config(tmp_path)
     found.check_for_environment()

@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, SFTConfig, SFTTrainer, Trl
 from trl.chat_template_utils import get_training_chat_template, qwen2_5_chat_template
 from trl.models import unwrap_model_for_generation
 
-from agentr1.checkpoints import WholeCheckpoints
+from agentr1.checkpoints import WholeCheckpoints, surplus
 from agentr1.trainer import AgentTrainer
 from agentr1.update import FrugalUpdate
 from trainers import SETTINGS, inputs, make_trainer, silent_reward, unequal_reward
@@ -323,16 +323,19 @@ def test_a_checkpoint_is_written_where_get_output_dir_says(
     assert (saved / "trainer_state.json").exists()
 
 
-def test_rotate_checkpoints_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [None, 0, 1, 2, 3, 9])
+@pytest.mark.parametrize("best", [None, 1, 2, 4])
+def test_what_we_delete_is_what_rotate_checkpoints_would(
+    tmp_path: Path, limit: int | None, best: int | None
+) -> None:
     for step in (1, 2, 3, 4):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    rotate_checkpoints(
-        output_dir=str(tmp_path),
-        save_total_limit=2,
-        best_model_checkpoint=str(tmp_path / "checkpoint-2"),
-        use_mtime=False,
-    )
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+        os.utime(tmp_path / f"checkpoint-{step}", (step, step))
+    kept = str(tmp_path / f"checkpoint-{best}") if best else None
+    ours = surplus(tmp_path, limit, kept)
+    before = set(tmp_path.iterdir())
+    rotate_checkpoints(str(tmp_path), limit, kept, use_mtime=True)
+    assert set(ours) == before - set(tmp_path.iterdir())
 
 
 # Other modules ---------------------------------------------------------------------------------

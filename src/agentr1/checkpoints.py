@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 _ASIDE = "_incomplete"
 """Checkpoints are written in this folder and moved out when complete."""
@@ -46,11 +46,21 @@ class WholeCheckpoints(Trainer):
             if final.exists():
                 final.rename(aside.parent / f"old-{final.name}")
             aside.rename(final)
+            best = self.state.best_model_checkpoint
+            for old in surplus(final.parent, self.args.save_total_limit, best):
+                old.rename(aside.parent / f"old-{old.name}")
             shutil.rmtree(aside.parent)
-            rotate_checkpoints(
-                output_dir=str(final.parent),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
         self.accelerator.wait_for_everyone()
+
+
+def surplus(folder: Path, limit: int | None, best: str | None) -> list[Path]:
+    """The checkpoints that transformers' `rotate_checkpoints` would delete.
+
+    It deletes them where they are, file by file: a run killed there leaves one that is not whole.
+    """
+    if limit is None or limit <= 0:
+        return []
+    found = [Path(path) for path in sort_checkpoints(str(folder), use_mtime=True)]
+    kept = {found[-1], Path(best) if best else found[-1]}
+    count = len(found) - max(limit, len(kept))
+    return [path for path in found if path not in kept][: max(0, count)]

@@ -6,6 +6,7 @@ A user's mistake ends with `error: ...` and exit code 2; `--debug` shows the tra
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -40,8 +41,9 @@ def guarded(work: Callable[[], object], debug: bool) -> int:
     """
     try:
         work()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        if os.environ.get("RANK", "0") == "0":  # all processes of a launch are told alike
+            print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if debug:

@@ -27,6 +27,7 @@ from agentr1.commandline import guarded, recipe_parser, split_arguments
 from agentr1.compare import compare
 from agentr1.data import to_dataset
 from agentr1.hub import model_card, push_run
+from agentr1.interrupts import Interrupts
 from agentr1.models import load_tokenizer, resolve_model
 from agentr1.progress import MetricsFile, ProgressBar
 from agentr1.recipe import Recipe, Task, build_task, load_recipe, metric_name, search_roots
@@ -62,6 +63,7 @@ def train(
 
     Raises:
         ValueError, FileNotFoundError: a mistake in the recipe or the command.
+        KeyboardInterrupt: stopped by a signal; it says what is kept and how to go on.
     """
     start = time.monotonic()
     prepare_process()
@@ -90,8 +92,7 @@ def train(
     _assert_world(trainer)
     if checkpoint is None or not (folder / "evaluation" / "before.jsonl").exists():
         _test(trainer, task, folder, "before")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(folder / "final"))
+    _fit(trainer, folder, checkpoint)
     _test(trainer, task, folder, "after")
     if trainer.accelerator.is_main_process:
         _finish(recipe, folder, time.monotonic() - start, push)
@@ -216,6 +217,27 @@ def _assert_world(trainer: AgentTrainer) -> None:
         raise RuntimeError(
             f"WORLD_SIZE is {expected}, but accelerate sees {accelerator.num_processes} processes "
             f"and a gather returned ranks {seen}; launch with one of recipes/accelerate/*.yaml"
+        )
+
+
+def _fit(trainer: AgentTrainer, folder: Path, checkpoint: str | None) -> None:
+    """Train and keep the policy; a signal stops between two steps, see `Interrupts`."""
+    with Interrupts() as interrupts:
+        trainer.add_callback(interrupts)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except KeyboardInterrupt:
+            if interrupts.stopping:  # on every process: the bar, trackers and processes end
+                handler = trainer.callback_handler
+                handler.on_train_end(trainer.args, trainer.state, trainer.control)
+                trainer.end()
+            raise
+        trainer.save_model(str(folder / "final"))
+    if interrupts.stopping:
+        trainer.end()
+        raise KeyboardInterrupt(
+            f"stopped at the end of the training, before the final test; the policy is in "
+            f"{folder / 'final'}, test it with `agentr1 eval RECIPE --model {folder}`"
         )
 
 

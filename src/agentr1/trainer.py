@@ -218,7 +218,7 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         ]
         trajectories = self._play(rows, samplings, spare)
         check_rows(rows, trajectories)
-        segments = [single_segment(t) for t in trajectories]
+        segments = together(lambda: [single_segment(t) for t in trajectories])
         self._episodes, self._segments = trajectories, segments
         self._refuse_noise(trajectories)
         masks = [self._mask(s, t) for s, t in zip(segments, trajectories, strict=True)]
@@ -288,7 +288,7 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         if training:
             output["advantages"] = self._outcome_advantages(output["advantages"])
             if self._env_factory is not None:
-                output["advantages"] = self._with_process_rewards(output)
+                output["advantages"] = together(lambda: self._with_process_rewards(output))
         return output
 
     def _outcome_advantages(self, advantages: Tensor) -> Tensor:
