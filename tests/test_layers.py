@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (6, ("runs", "hub")),
     (6, ("recipe", "progress", "interrupts", "report", "report.*")),
     (6, ("critic",)),
-    (6, ("checkpoints", "update")),
+    (6, ("checkpoints", "update", "inference")),
     (6, ("trainer",)),
     (7, ("commandline",)),
     (7, ("compare", "evaluate")),

@@ -175,12 +175,16 @@ class AgentConfig(GRPOConfig):
         """Refuse what TRL would have, and what our engine does not do."""
         if not self.use_vllm:
             return
-        if self.vllm_mode != "server" or self.vllm_structured_outputs_regex is not None:
+        ignored = {
+            "vllm_structured_outputs_regex": self.vllm_structured_outputs_regex is not None,
+            "vllm_tensor_parallel_size": self.vllm_tensor_parallel_size != 1,
+            "vllm_enable_sleep_mode": self.vllm_enable_sleep_mode,
+        }
+        if any(ignored.values()):
+            name = next(name for name, is_set in ignored.items() if is_set)
             raise ValueError(
-                "episodes are sampled on vLLM servers over HTTP; got "
-                f"vllm_mode={self.vllm_mode!r}, vllm_structured_outputs_regex="
-                f"{self.vllm_structured_outputs_regex!r}; set vllm_mode: server with "
-                "vllm_server_base_url (several addresses with commas between), and no regex"
+                f"rollouts on vLLM do not use {name}, got {getattr(self, name)!r}; unset it (to "
+                "spread a model over several GPUs, start a server with --tensor-parallel-size)"
             )
         if (
             self.loss_type == "vespo"

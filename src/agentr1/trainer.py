@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import inspect
 import random
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -34,10 +33,9 @@ from agentr1.credit import (
     single_segment,
     trained_turn_ids,
 )
-from agentr1.engines.base import Engine, Sampling
-from agentr1.engines.in_process import InProcessEngine
-from agentr1.engines.vllm import VllmEngine
+from agentr1.engines.base import Sampling
 from agentr1.envs.base import EnvFactory
+from agentr1.inference import make_engine, without_trls_engine
 from agentr1.ranks import means_over_processes, together, without_collective_hooks
 from agentr1.rollout import finish, rollout_batch
 from agentr1.runs import write_trajectories
@@ -89,7 +87,7 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
             super().__init__(*args, **kwargs)
         else:
             given = inspect.signature(GRPOTrainer).bind(*args, **kwargs).arguments
-            with _without_trls_engine(_checked(given)):
+            with without_trls_engine(_checked(given)):
                 super().__init__(*args, **kwargs)
         name = getattr(self.args, "algorithm", None)
         self._algorithm = ALGORITHMS[name] if name else None
@@ -111,26 +109,10 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         self.codec = Codec(tokenizer, env_factory().tool_schemas, model.config.name_or_path)
         tokenizer.chat_template = self.codec.template  # a saved policy carries what it was taught
         self.use_vllm = self._config.use_vllm  # TRL corrects for what a server samples otherwise
-        self._engine = self._make_engine(model)
+        stop_ids = sorted(self.codec.stop_ids.union(self.eos_token_ids))
+        self._engine = make_engine(self._config, model, stop_ids, self.accelerator)
         self._batches_of_step = (-1, 0)
         self._period_written = -1
-
-    def _make_engine(self, model: Any) -> Engine:
-        stop_ids = sorted(self.codec.stop_ids.union(self.eos_token_ids))
-        if not self._config.use_vllm:
-            return InProcessEngine(model, stop_ids, self._config.max_slots)
-        name: list[Any] = [f"agentr1-{secrets.token_hex(4)}"]
-        broadcast_object_list(name)  # the first process's
-        return VllmEngine(
-            self._config.vllm_urls,
-            stop_ids=stop_ids,
-            vocab_size=model.config.get_text_config().vocab_size,
-            name=name[0],
-            adapters=Path(str(self.args.output_dir)) / "adapters",
-            rank=self.accelerator.process_index,
-            timeout=self._config.vllm_server_timeout,
-            group_port=self._config.vllm_group_port,
-        )
 
     def end(self) -> None:
         """TRL's own end of a run; the engine lets go of what it holds elsewhere."""
@@ -385,13 +367,3 @@ def _checked(given: Mapping[str, Any]) -> AgentConfig:
         )
     config.check_for_environment()
     return config
-
-
-@contextmanager
-def _without_trls_engine(config: AgentConfig) -> Iterator[None]:
-    """Hide `use_vllm` from TRL's constructor, whose own engine waits for all ranks each turn."""
-    chosen, config.use_vllm = config.use_vllm, False
-    try:
-        yield
-    finally:
-        config.use_vllm = chosen

@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import random
 import shutil
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,9 @@ from agentr1.engines.vllm_sync import (
 
 STRAGGLER_SECONDS = 20.0
 """How long a sync waits for other servers once one is ready; the run goes on without them."""
+
+CONNECT_SECONDS = 10.0
+"""To connect; what an answer may take is another matter."""
 
 _Result = TypeVar("_Result")
 
@@ -113,6 +117,7 @@ class VllmEngine(Engine):
         self._model = ""
         self._stream: WeightStream | None = None
         self._session: _Session | None = None
+        self._tls = ssl.create_default_context()  # once: it takes longer than a request
         # Its own generator: back-off must not move the draws of the run.
         self._jitter = random.Random()
 
@@ -230,8 +235,9 @@ class VllmEngine(Engine):
             # Connections are not kept: their loop ends with the rollout, and a restarted server
             # would meet half-dead ones.
             limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+            timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
             client = httpx2.AsyncClient(
-                limits=limits, timeout=httpx2.Timeout(None, connect=10.0), trust_env=False
+                limits=limits, timeout=timeout, verify=self._tls, trust_env=False
             )
             self._session = _Session(loop, client, {})
         return self._session
@@ -322,16 +328,17 @@ class VllmEngine(Engine):
             await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     async def _offer(self, server: VllmServer) -> Served:
+        where = f"the vLLM server at {server.url}"
         base = await self._base_model(server)
         if not self._version:
             policy = await self._complete(server, base, self._probe_ids, PROBE, stop_ids=())
-            return Served(server.url, policy, None)
+            return Served(where, policy, None)
         await server.load_adapter(self._open().client, self._model, self._folder)
         # One after the other: vLLM on a CPU gives base requests that share a batch with an
         # adapter's that adapter's weights.
         plain = await self._complete(server, base, self._probe_ids, PROBE, stop_ids=())
         policy = await self._complete(server, self._model, self._probe_ids, PROBE, stop_ids=())
-        return Served(server.url, policy, plain)
+        return Served(where, policy, plain)
 
     async def _base_model(self, server: VllmServer) -> str:
         return await server.base_model(self._open().client)

@@ -132,13 +132,13 @@ class Served:
     """What one server answered to the probe.
 
     Attributes:
-        url: the server's.
+        where: for messages, "the vLLM server at http://host:8000".
         policy: sampled under the name of the policy that was just synced.
         base: sampled under the base model's, to measure the rounding between server and model;
             None where the policy has no base of its own.
     """
 
-    url: str
+    where: str
     policy: Generation
     base: Generation | None
 
@@ -151,19 +151,22 @@ def check_served(model: Any, prompt_ids: Sequence[int], served: Served, toleranc
     """
     if served.base is not None:
         with model.disable_adapter():
-            noise = _agree(model, prompt_ids, served.base, tolerance, f"{served.url}, base model")
+            noise = _agree(
+                model, prompt_ids, served.base, tolerance, f"{served.where} (base model)"
+            )
             base = teacher_forced(model, prompt_ids, served.policy.ids, PROBE.temperature)
         trained = teacher_forced(model, prompt_ids, served.policy.ids, PROBE.temperature)
-        separable = _distance(trained, base) > SEPARABLE * max(noise, LEAST_ROUNDING)
+        rounding = SEPARABLE * max(noise, LEAST_ROUNDING)
         to_base, error = (_distance(served.policy.logprobs, own) for own in (base, trained))
-        if separable and to_base <= error:
+        if _distance(trained, base) > rounding and to_base <= error:
+            instead = "its base model" if to_base <= rounding else "another one"
             raise RuntimeError(
-                f"the vLLM server at {served.url} took the new adapter but serves its base model: "
-                f"the probe's logprobs are {to_base:.2g} from the base's and {error:.2g} from the "
+                f"{served.where} took the new adapter but serves {instead}: the "
+                f"probe's logprobs are {to_base:.2g} from the base's and {error:.2g} from the "
                 "trained adapter's. Restart the server; with data-parallel replicas behind one "
                 "address, give each replica an address of its own"
             )
-    _agree(model, prompt_ids, served.policy, tolerance, served.url)
+    _agree(model, prompt_ids, served.policy, tolerance, served.where)
 
 
 def teacher_forced(
@@ -190,12 +193,12 @@ def _agree(
     raw = _distance(answer.logprobs, teacher_forced(model, prompt_ids, answer.ids, 1.0))
     if raw <= tolerance:
         raise RuntimeError(
-            f"the vLLM server at {where} reports logprobs before temperature, but the policy is "
+            f"{where} reports logprobs before temperature, but the policy is "
             "trained on the distribution it is sampled from; start it with --logprobs-mode "
             "processed_logprobs"
         )
     raise RuntimeError(
-        f"the vLLM server at {where} does not serve what is trained: its logprobs of a probe "
+        f"{where} does not serve what is trained: its logprobs of a probe "
         f"differ by {distance:.3g} on average, more than {tolerance} that would be rounding. "
         "Start it with the very model that is trained, the same dtype and --logprobs-mode "
         "processed_logprobs"
