@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 # and a module belongs to the first row that names it.
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("types",)),
-    (1, ("parsing", "codec", "segments", "advantages", "statistics", "microbatches")),
+    (1, ("parsing", "codec", "segments", "advantages", "statistics")),
+    (1, ("microbatches", "loops")),
     (1, ("tools.signature", "tools.threads", "tools.policy", "tools.rendering", "tools.sharing")),
     (1, ("tools.base", "retrieval.base")),
     (1, ("tools.runner",)),

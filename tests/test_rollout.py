@@ -17,8 +17,9 @@ from agentr1.codec import Codec
 from agentr1.engines.base import Engine, Generation, Sampling
 from agentr1.envs.base import Env
 from agentr1.envs.tool_env import ToolEnv
+from agentr1.loops import finish
 from agentr1.parsing import parse_turn, render_call
-from agentr1.rollout import Limits, finish, rollout_batch
+from agentr1.rollout import Limits, rollout_batch
 from agentr1.segments import flatten
 from agentr1.tools.runner import ToolRunner
 from agentr1.types import Message, Row, StepResult, StopReason, ToolCall, Trajectory

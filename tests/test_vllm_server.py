@@ -452,7 +452,6 @@ def test_training_survives_the_death_of_its_server(tmp_path: Path, servers: list
     server.wait()
 
 
-@pytest.mark.xfail(strict=True, reason="transformers 5.17, which vLLM wants, has no Trainer.end")
 def test_two_steps_of_training_with_the_colocated_engine(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     # No search: its index loads numba, and vLLM on a CPU stumbles over that when it starts later.

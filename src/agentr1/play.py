@@ -10,7 +10,8 @@ from rich.markup import escape
 from agentr1.commandline import guarded, recipe_parser, split_arguments
 from agentr1.engines.base import Sampling
 from agentr1.evaluate import load_player
-from agentr1.rollout import finish, rollout_batch
+from agentr1.loops import finish
+from agentr1.rollout import rollout_batch
 from agentr1.scoring import Scored, score
 
 _COLOURS = {"system": "dim", "user": "cyan", "assistant": "green", "tool": "yellow"}

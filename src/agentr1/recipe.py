@@ -24,7 +24,7 @@ from agentr1.data import find_corpus, find_split, load_rows
 from agentr1.envs.base import EnvFactory
 from agentr1.envs.check import check_env
 from agentr1.envs.tool_env import ToolEnv
-from agentr1.rollout import finish
+from agentr1.loops import finish
 from agentr1.scoring import Metric
 from agentr1.tools.base import Tool
 from agentr1.tools.policy import ToolPolicy

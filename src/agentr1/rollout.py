@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import threading
 import time
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
 from agentr1.engines.base import Engine, Sampling
 from agentr1.envs.base import Env, EnvFactory
 from agentr1.types import Message, Row, StepResult, StopReason, Trajectory, Turn
-
-_Result = TypeVar("_Result")
 
 
 class TokenCodec(Protocol):
@@ -210,25 +206,6 @@ async def _episode(
             f"the episode of row {row.get('id', dict(row))!r} failed: "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def finish(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a coroutine to its end from ordinary code, a notebook's running event loop included."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    # A loop cannot be entered twice: a thread has one of its own.
-    done: Future[_Result] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(asyncio.run(work))
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="rollout").start()
-    return done.result()
 
 
 class _Clock:

@@ -13,7 +13,8 @@ from typing import Any
 
 from agentr1.engines.base import Engine, Sampling
 from agentr1.envs.base import EnvFactory
-from agentr1.rollout import Limits, TokenCodec, finish, rollout_batch
+from agentr1.loops import finish
+from agentr1.rollout import Limits, TokenCodec, rollout_batch
 from agentr1.statistics import mean_ci
 from agentr1.types import Row, Trajectory
 

@@ -36,8 +36,9 @@ from agentr1.credit import (
 from agentr1.engines.base import Sampling
 from agentr1.envs.base import EnvFactory
 from agentr1.inference import make_engine, without_trls_engine
+from agentr1.loops import finish
 from agentr1.ranks import means_over_processes, together, without_collective_hooks
-from agentr1.rollout import finish, rollout_batch
+from agentr1.rollout import rollout_batch
 from agentr1.runs import write_trajectories
 from agentr1.scoring import Metric, Scored, episode_means, score
 from agentr1.types import Row, Segment, Trajectory
@@ -115,10 +116,10 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         self._period_written = -1
 
     def end(self) -> None:
-        """TRL's own end of a run; the engine lets go of what it holds elsewhere."""
+        """What the Trainer's own `end` does (5.17 has none), after the engine has let go."""
         if self._env_factory is not None:
             self._engine.close()
-        super().end()
+        self.accelerator.end_training()
 
     @property
     def _group_size(self) -> int:

@@ -15,8 +15,7 @@ import random
 import shutil
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +32,7 @@ from agentr1.engines.vllm_sync import (
     lora_adapter,
     save_adapter,
 )
+from agentr1.loops import finish
 
 STRAGGLER_SECONDS = 20.0
 """How long a sync waits for other servers once one is ready; the run goes on without them."""
@@ -282,10 +282,10 @@ class VllmEngine(Engine):
             )
         self._adapters.mkdir(parents=True, exist_ok=True)
         save_adapter(model, adapter, self._folder)
-        for served in _run(self._publish()):
+        for served in finish(self._publish()):
             check_served(model, self._probe_ids, served, self._tolerance)
         if old:
-            _run(self._forget(old))
+            finish(self._forget(old))
             shutil.rmtree(old_folder, ignore_errors=True)
 
     def _sync_weights(self, model: Any) -> None:
@@ -294,9 +294,9 @@ class VllmEngine(Engine):
                 urls = [server.url for server in self._servers]
                 self._stream = WeightStream(urls, self._group_port, self._timeout, model.device)
             self._stream.send(model)
-        self._model = _run(self._patiently(self._servers[0], self._base_model))
+        self._model = finish(self._patiently(self._servers[0], self._base_model))
         if self._rank == 0:
-            for served in _run(self._publish()):
+            for served in finish(self._publish()):
                 check_served(model, self._probe_ids, served, self._tolerance)
 
     @property
@@ -372,16 +372,6 @@ class VllmEngine(Engine):
         if self._stream is not None:
             self._stream.close()
         if self._model and self._version and not self._rank:
-            _run(self._forget(self._model))
+            finish(self._forget(self._model))
             shutil.rmtree(self._folder, ignore_errors=True)
         self._model = ""
-
-
-def _run(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a coroutine to its end from ordinary code, where a loop may be running (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:  # a loop cannot be entered twice
-        return pool.submit(asyncio.run, work).result()
