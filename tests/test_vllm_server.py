@@ -39,7 +39,8 @@ from fakes import GuessEnv
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICY = ROOT / "data" / "quickstart" / "policy"
-PYTHON = os.environ.get("VLLM_PYTHON", str(ROOT / ".venv-vllm" / "bin" / "python"))
+# Not resolved: a link to the interpreter is what makes a virtual environment one.
+PYTHON = str(ROOT / os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python"))
 OPTIONS = (
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"),
     *("--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"),
