@@ -99,6 +99,12 @@ def test_a_value_out_of_its_range_is_refused(tmp_path: Path, name: str, value: f
             "vllm_structured_outputs_regex, got 'a'",
         ),
         ({"use_vllm": True, "vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size, got 2"),
+        ({"use_vllm": True, "vllm_mode": "colocate"}, "vLLM is not installed here"),
+        (
+            {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "localhost:8000"},
+            r"got \['localhost:8000'\]",
+        ),
+        ({"use_vllm": True, "vllm_model_impl": "transformers"}, "vllm_model_impl, got"),
         ({"use_vllm": True, "vllm_enable_sleep_mode": True}, "vllm_enable_sleep_mode, got True"),
         ({"use_transformers_continuous_batching": True}, "agentr1's own engines"),
         ({"max_completion_length": None}, "max_completion_length is unset"),

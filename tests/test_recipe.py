@@ -171,6 +171,7 @@ def test_another_trainers_config_can_be_asked_for(
         ("a: [\n", [], "not valid YAML"),
         ("num_generations: 3\n", [], "divisible by num_generations"),
         ("reward_weights: [1.0, 2.0]\n", [], "one weight per reward"),
+        ("use_vllm: true\n", [], "use_peft is false; set use_peft: true"),
         (
             "process_rewards: [agentr1.rewards.valid_call]\nloss_type: vespo\n",
             [],

@@ -479,6 +479,15 @@ def test_stragglers_are_cut_once_their_group_is_whole(codec: Codec, stragglers: 
     assert set(policy.episodes) == set(range(6))
 
 
+def test_an_episode_that_was_cancelled_from_inside_is_not_lost(codec: Codec) -> None:
+    class Cancelled(Replies):
+        async def step(self, message: Message) -> StepResult:
+            raise asyncio.CancelledError  # as of an awaited task of its own
+
+    with pytest.raises(RuntimeError, match="episode of row 7 failed: CancelledError"):
+        play(codec, Cancelled(), "Hm.")
+
+
 def test_without_spare_episodes_all_are_awaited(codec: Codec) -> None:
     rows = [{"question": f"{i}?"} for i in range(4)]
     samplings = [Sampling(1)] * 4

@@ -331,6 +331,13 @@ def test_without_an_environment_tools_work_as_in_grpo_trainer(build: Callable[..
     assert "tools/call_frequency" in our_logs[0]
 
 
+def test_without_an_environment_trl_syncs_its_engine_itself(build: Callable[..., Any]) -> None:
+    trainer = build()
+    trainer._last_loaded_step = -1  # as TRL's constructor leaves it with an engine
+    generate(trainer)
+    assert trainer._last_loaded_step == -1
+
+
 def test_without_an_environment_a_rollout_function_works_as_in_grpo_trainer(
     build: Callable[..., Any],
 ) -> None:

@@ -131,7 +131,9 @@ def test_loss_and_gradient_are_those_of_trls_path(
         # Two windows to a generation, the second with old log-probabilities.
         pytest.param({"gradient_accumulation_steps": 2, "steps_per_generation": 4}, id="windows"),
         pytest.param({"gradient_accumulation_steps": 3, "steps_per_generation": 4}, id="uneven"),
-        pytest.param({"pad_to_multiple_of": 8}, id="padding"),
+        pytest.param({"pad_to_multiple_of": 64}, id="padding"),
+        # Old log-probabilities of padded completions.
+        pytest.param({"pad_to_multiple_of": 64, "num_iterations": 2}, id="padding, old"),
     ],
 )
 def test_settings_that_look_at_a_whole_micro_batch_keep_their_meaning(

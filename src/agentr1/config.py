@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import MISSING, dataclass, field, fields
+from importlib.util import find_spec
 
 from trl import GRPOConfig
 
@@ -179,12 +180,22 @@ class AgentConfig(GRPOConfig):
             "vllm_structured_outputs_regex": self.vllm_structured_outputs_regex is not None,
             "vllm_tensor_parallel_size": self.vllm_tensor_parallel_size != 1,
             "vllm_enable_sleep_mode": self.vllm_enable_sleep_mode,
+            "vllm_model_impl": self.vllm_model_impl != "vllm",
         }
         if any(ignored.values()):
             name = next(name for name, is_set in ignored.items() if is_set)
             raise ValueError(
                 f"rollouts on vLLM do not use {name}, got {getattr(self, name)!r}; unset it (to "
                 "spread a model over several GPUs, start a server with --tensor-parallel-size)"
+            )
+        if self.vllm_mode == "colocate" and find_spec("vllm") is None:
+            raise ValueError(
+                "vllm_mode is 'colocate', TRL's default, but vLLM is not installed here; "
+                "docs/vllm.md says how to, or set vllm_mode: server with vllm_server_base_url"
+            )
+        if wrong := [u for u in self.vllm_urls if not u.startswith(("http://", "https://"))]:
+            raise ValueError(
+                f"vllm_server_base_url must name addresses like http://localhost:8000, got {wrong}"
             )
         if (
             self.loss_type == "vespo"

@@ -49,6 +49,7 @@ def load_player(name: str, overrides: Sequence[str] = (), policy: str | None = N
     """
     disable_progress_bar()
     recipe = load_recipe(name, overrides)
+    recipe.training.use_vllm = False  # a policy that is not trained is loaded here anyway
     recipe.training.check_for_environment()
     task = build_task(recipe.arguments)
     model_name = policy or str(recipe.model.model_name_or_path)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from trl import ModelConfig, TrlParser
 
@@ -88,7 +89,7 @@ def find_path(name: str, what: str) -> Path:
     Raises:
         FileNotFoundError: listing the places looked at.
     """
-    places = [root / name for root in search_roots()]
+    places = list(dict.fromkeys(root / name for root in search_roots()))
     for place in places:
         if place.exists():
             return place
@@ -161,7 +162,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), training: type = Agent
         if unknown:
             raise ValueError(_unknown_keys(unknown, kinds))
         if isinstance(config, AgentConfig):
-            _check_together(arguments, config)
+            _check_together(arguments, config, model)
     except ValueError as error:
         raise ValueError(f"recipe {path}: {error}") from error
     return Recipe(f"{path.parent.name}/{path.stem}", text, arguments, config, model)
@@ -230,8 +231,15 @@ def metric_name(path: str) -> str:
     return path.rpartition(".")[2].removesuffix("_reward")
 
 
-def _check_together(arguments: RecipeArguments, config: AgentConfig) -> None:
-    """What only the two halves of a recipe tell together, and TRL only after loading weights."""
+def _check_together(arguments: RecipeArguments, config: AgentConfig, model: ModelConfig) -> None:
+    """What only the parts of a recipe tell together, and TRL only after loading weights."""
+    streams = config.vllm_mode == "server" and torch.cuda.is_available()
+    if config.use_vllm and not model.use_peft and not streams:
+        raise ValueError(
+            f"use_vllm with vllm_mode={config.vllm_mode!r} takes weights as an adapter here, but "
+            "use_peft is false; set use_peft: true, or sample in process (use_vllm: false). Whole "
+            "weights need vllm_mode: server and a GPU"
+        )
     weights = config.reward_weights
     if weights is not None and len(weights) != len(arguments.rewards):
         raise ValueError(

@@ -201,7 +201,10 @@ async def _episode(
             return await rollout(row, env, codec, engine, limits=limits, sampling=sampling)
         finally:
             await env.close()
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise  # cut by us; otherwise something the environment awaited was cancelled
         raise RuntimeError(
             f"the episode of row {row.get('id', dict(row))!r} failed: "
             f"{type(error).__name__}: {error}"

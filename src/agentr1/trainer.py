@@ -200,7 +200,7 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
             for seed in self._seeds(episodes)
         ]
         trajectories = self._play(rows, samplings, spare)
-        check_rows(rows, trajectories)
+        together(lambda: check_rows(rows, trajectories))
         segments = together(lambda: [single_segment(t) for t in trajectories])
         self._episodes, self._segments = trajectories, segments
         self._refuse_noise(trajectories)
@@ -263,7 +263,8 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         training = self._training
         # Copies: TRL writes the trajectories into its rows, which would then hold themselves.
         self._rows = [dict(row) for row in inputs]
-        self._last_loaded_step = self.state.global_step  # `_play` syncs, not TRL
+        if self._env_factory is not None:
+            self._last_loaded_step = self.state.global_step  # `_play` syncs, not TRL
         try:
             output = super()._generate_and_score_completions(inputs)
         finally:
@@ -327,7 +328,8 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         """
         mine = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
         greedy = [Sampling(max_tokens=1, temperature=0.0)] * len(mine)
-        scored = score(self._play([rows[i] for i in mine], greedy), self._metric_functions)
+        trajectories = self._play([rows[i] for i in mine], greedy)
+        scored = together(lambda: score(trajectories, self._metric_functions))
         found = dict(gather_object(list(zip(mine, scored, strict=True))))
         return [found[i] for i in range(len(rows))]
 

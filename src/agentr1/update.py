@@ -57,12 +57,25 @@ class FrugalUpdate(GRPOTrainer):
         finally:
             self.loss_mask = None
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         if self.frugal and self.loss_mask is not None:
             inner: Any = self.accelerator.unwrap_model(model)
             inner = inner.get_base_model() if is_peft_model(inner) else inner
-            model = MaskedHead(model, inner.base_model, self.loss_mask)
-        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+            # TRL may have padded completions to a multiple since the mask was made.
+            missing = logits_to_keep - self.loss_mask.shape[1]
+            mask = torch.nn.functional.pad(self.loss_mask, (0, missing))  # (B, T)
+            model = MaskedHead(model, inner.base_model, mask)
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
 
 
 def regrouping_window(config: Any) -> int:

@@ -330,6 +330,20 @@ def test_a_prompt_that_is_another_ones_stem_keeps_a_token_of_its_own(model: Any)
         assert error_of(model, (prompt, Sampling(1), generation)) < 1e-4
 
 
+def test_the_longest_unused_slot_is_given_away_first(model: Any) -> None:
+    engine = InProcessEngine(model, [], max_slots=4)
+    prompts = [(10 + i,) * 20 for i in range(6)]
+
+    async def play() -> None:
+        first = [await engine.generate(prompt, Sampling(2)) for prompt in prompts]
+        with Counted(model) as counted:  # the last four are still held
+            for prompt, said in list(zip(prompts, first, strict=True))[2:]:
+                await engine.generate((*prompt, *said.ids, 70), Sampling(1))
+        assert counted.tokens == [2] * 4
+
+    asyncio.run(play())
+
+
 def test_any_number_of_episodes_one_after_the_other_is_played(model: Any) -> None:
     engine = InProcessEngine(model, [STOP], max_slots=40)
 

@@ -45,10 +45,14 @@ class _Request:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Slot:
-    """`held` are the ids whose keys and values the row stores; `request` is None when idle."""
+    """`held` are the ids whose keys and values the row stores; `request` is None when idle.
+
+    `retired` counts up from row to row that became idle: the lowest is the longest unused.
+    """
 
     held: list[int]
     request: _Request | None = None
+    retired: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class InProcessEngine(Engine):
     def release(self) -> None:
         """Drop the cache."""
         self._slots: list[_Slot] = []
-        self._active = 0
+        self._active = self._retired = 0
         self._stem = _Stem()
         self._cache = SlotCache(self._model.config.get_text_config().num_hidden_layers)
 
@@ -213,13 +217,16 @@ class InProcessEngine(Engine):
                 self._slots[row].held = list(self._stem.ids)
 
     def _claim(self, request: _Request) -> int:
-        """Take a new row, or the last idle one: those retired lately stand at the front."""
+        """Take a new row, or the one that has been idle for the longest."""
         if len(self._slots) < self._max_slots:
             self._slots.append(_Slot([]))
             self._cache.plan.reserve(len(self._slots), 0)
-        slot = self._slots[-1]
-        slot.held, slot.request = [], request
-        self._activate([len(self._slots) - 1])
+            row = len(self._slots) - 1
+        else:
+            idle = range(self._active, len(self._slots))
+            row = min(idle, key=lambda row: self._slots[row].retired)
+        self._slots[row].held, self._slots[row].request = [], request
+        self._activate([row])
         return self._active - 1
 
     def _activate(self, rows: Sequence[int]) -> None:
@@ -318,6 +325,8 @@ class InProcessEngine(Engine):
     def _retire(self, row: int) -> None:
         """Keep the row as the newest idle one: its episode may come back."""
         self._slots[row].request = None
+        self._retired += 1
+        self._slots[row].retired = self._retired
         self._active -= 1
         self._swap(row, self._active)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import random
 import shutil
 import ssl
@@ -33,6 +34,8 @@ from agentr1.engines.vllm_sync import (
     save_adapter,
 )
 from agentr1.loops import finish
+
+_LOGGER = logging.getLogger(__name__)
 
 STRAGGLER_SECONDS = 20.0
 """How long a sync waits for other servers once one is ready; the run goes on without them."""
@@ -209,8 +212,19 @@ class VllmEngine(Engine):
                 "from its last checkpoint. Adapters (use_peft: true) survive a restart"
             )
         if set_aside:
-            server.set_aside(self._jitter.random())
+            self._set_aside(server, fault)
         patience.spend(server, fault)
+
+    def _set_aside(self, server: VllmServer, fault: ServerFault) -> None:
+        """Leave a server alone for a while, and say so at the first fault in a row."""
+        if not server.faults:
+            _LOGGER.warning(
+                "the vLLM server at %s: %s; going on for %g s without a good answer of it",
+                server.url,
+                fault,
+                self._timeout,
+            )
+        server.set_aside(self._jitter.random())
 
     async def _restore(self, server: VllmServer, patience: Patience, asked_at: float) -> None:
         """Load the current adapter again on a server that has forgotten it.
@@ -220,8 +234,8 @@ class VllmEngine(Engine):
         """
         session = self._open()
         async with session.loading.setdefault(server.url, asyncio.Lock()):
-            if server.restored_at > asked_at:
-                return
+            if server.restored_at > asked_at or server.retry_at > time.monotonic():
+                return  # it has been loaded meanwhile, or could not be: ask elsewhere
             try:
                 await server.load_adapter(session.client, self._model, self._folder)
                 server.restored_at = time.monotonic()
@@ -352,7 +366,7 @@ class VllmEngine(Engine):
             try:
                 result = await work(server)
             except ServerFault as fault:
-                server.set_aside(self._jitter.random())
+                self._set_aside(server, fault)
                 patience.spend(server, fault)
                 await asyncio.sleep(max(0.0, server.retry_at - time.monotonic()))
             else:

@@ -1,6 +1,6 @@
 """What a tool takes: read from a typed Python function, and checked against a call's arguments.
 
-Layer 1, below `tools/base.py`, which makes tools of functions and runs them. It reads functions
+Layer 1, below `tools/base.py`, which makes tools of functions. It reads functions
 and never calls them; it must not know how tools are run. What a definition lacks raises at once,
 because a model cannot ask what an undescribed argument means; what a call gets wrong is put into
 one line for the model.
