@@ -202,7 +202,8 @@ def base(make_model: Any) -> Any:
 
 @pytest.fixture
 def policy(base: Any) -> PeftModel:
-    """A LoRA policy whose adapter does something."""
+    """A LoRA policy whose adapter does something, the same in every test."""
+    torch.manual_seed(0)
     return move(get_peft_model(copy.deepcopy(base), lora()).eval())
 
 
