@@ -506,6 +506,19 @@ def test_a_restarted_server_gets_the_adapter_back(
     assert servers[0].loads == {"run-v1": 1}  # six found out, one loaded
 
 
+def test_a_server_that_cannot_load_it_again_holds_up_nobody(
+    tmp_path: Path, policy: PeftModel, servers: list[LoopbackServer]
+) -> None:
+    engine = make_engine(tmp_path, *servers, timeout=1.5)
+    engine.sync(policy)
+    expected = ask(engine, *episodes(8))
+    servers[0].kill()
+    servers[0] = servers[0].restarted()
+    servers[0].load = "breaks"
+    servers[0].before_load = lambda: time.sleep(0.7)
+    assert ask(engine, *episodes(8)) == expected  # the other server answers them all
+
+
 def test_processes_that_load_again_do_not_disturb_each_other(
     tmp_path: Path, policy: PeftModel, servers: list[LoopbackServer]
 ) -> None:
