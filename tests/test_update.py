@@ -156,17 +156,23 @@ def test_an_adapter_gets_the_same_gradient(build: Callable[..., Any]) -> None:
     assert_equal_updates(with_adapter(True), with_adapter(False))
 
 
-def test_only_places_under_the_mask_are_projected(
-    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    projected: list[int] = []
+@pytest.fixture
+def projected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many places each call of TRL's head has projected."""
+    counts: list[int] = []
     real = ChunkedLogProbFunction.apply
 
     def counted(hidden: torch.Tensor, *rest: Any) -> Any:
-        projected.append(len(hidden))
+        counts.append(len(hidden))
         return real(hidden, *rest)
 
     monkeypatch.setattr(ChunkedLogProbFunction, "apply", counted)
+    return counts
+
+
+def test_only_places_under_the_mask_are_projected(
+    build: Callable[..., Any], projected: list[int]
+) -> None:
     trainer = build(True)
     batches = window(trainer)
     for batch in batches:
@@ -178,16 +184,8 @@ def test_only_places_under_the_mask_are_projected(
 
 
 def test_old_and_reference_passes_project_no_more(
-    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    build: Callable[..., Any], projected: list[int]
 ) -> None:
-    projected: list[int] = []
-    real = ChunkedLogProbFunction.apply
-
-    def counted(hidden: torch.Tensor, *rest: Any) -> Any:
-        projected.append(len(hidden))
-        return real(hidden, *rest)
-
-    monkeypatch.setattr(ChunkedLogProbFunction, "apply", counted)
     trainer = build(True, settings={"beta": 0.1, "num_iterations": 2})
     batches = window(trainer)
     trained = sum(int((b["completion_mask"] * b["tool_mask"]).sum()) for b in batches)

@@ -16,30 +16,29 @@ from agentr1.segments import flatten
 from agentr1.types import OBSERVATION_TURN, Row, Segment, Trajectory
 
 
-def check_rows(rows: Sequence[Row], trajectories: Sequence[Trajectory]) -> None:
-    """Every completion must answer its own row: a reward of another's would train on noise."""
+def training_segments(rows: Sequence[Row], trajectories: Sequence[Trajectory]) -> list[Segment]:
+    """One training row per dataset row, in order.
+
+    Raises:
+        RuntimeError: a trajectory answers another row; its reward would train on noise.
+        ValueError: an environment rewrote the context, which makes several training rows.
+    """
+    found = []
     for row, trajectory in zip(rows, trajectories, strict=True):
         if trajectory.row != row:
             raise RuntimeError(
                 f"the rollout of row {row.get('id', row)!r} is a trajectory of row "
                 f"{trajectory.row.get('id', trajectory.row)!r}; this is a bug, please report it"
             )
-
-
-def single_segment(trajectory: Trajectory) -> Segment:
-    """The one training row of an append-only episode.
-
-    Raises:
-        ValueError: the environment rewrote the context, which makes several.
-    """
-    segments = flatten(trajectory)
-    if len(segments) > 1:
-        raise ValueError(
-            f"the environment rewrote the context of row {trajectory.row.get('id')!r}, which makes "
-            f"{len(segments)} training rows of one episode; training takes append-only episodes, "
-            "so leave StepResult.rewrite unset"
-        )
-    return segments[0]
+        segments = flatten(trajectory)
+        if len(segments) > 1:
+            raise ValueError(
+                f"the environment rewrote the context of row {row.get('id')!r}, which makes "
+                f"{len(segments)} training rows of one episode; training takes append-only "
+                "episodes, so leave StepResult.rewrite unset"
+            )
+        found += segments
+    return found
 
 
 def process_rewards(trajectories: Sequence[Trajectory], like: Tensor) -> tuple[Tensor, Tensor]:

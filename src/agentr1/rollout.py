@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -79,7 +80,7 @@ async def rollout(
     context = codec.prompt(prompt)
     opening: tuple[int, ...] | None = context
     budget = limits.max_completion_length
-    unseen = limits.max_observation_tokens  # what may still be shown; None for no limit
+    unseen = limits.max_observation_tokens or math.inf  # what may still be shown
     turns: list[Turn] = []
     stop: StopReason | None = None
     while stop is None:
@@ -96,7 +97,7 @@ async def rollout(
         else:
             result, stop = await clock.step(env, message)
         stop = stop or clock.limit_reached(turns_played=len(turns) + 1)
-        room = budget if unseen is None else min(budget, unseen)
+        room = min(budget, unseen)
         shown, observation = _shown(codec, result, generation.ids, room)
         if stop is None and result.rewrite is None and not observation:
             stop = StopReason.MAX_TOKENS if room == budget else StopReason.MAX_OBSERVATION_TOKENS
@@ -120,7 +121,7 @@ async def rollout(
             continue
         context = (*context, *generation.ids, *shown)
         budget -= len(shown)
-        unseen = None if unseen is None else unseen - len(shown)
+        unseen -= len(shown)
         if budget <= 0:
             stop = stop or StopReason.MAX_TOKENS
     return Trajectory(row, prompt, tuple(turns), stop, clock.seconds)
@@ -253,7 +254,7 @@ class _Clock:
 
 
 def _shown(
-    codec: TokenCodec, result: StepResult, action_ids: Sequence[int], budget: int
+    codec: TokenCodec, result: StepResult, action_ids: Sequence[int], room: float
 ) -> tuple[tuple[int, ...], tuple[Message, ...]]:
     """What of the observation enters the context: all of it or, where it does not fit, nothing.
 
@@ -263,4 +264,4 @@ def _shown(
     if result.terminated or not result.observation or result.rewrite is not None:
         return (), ()
     ids = codec.observation(result.observation, action_ids)
-    return (ids, result.observation) if len(ids) <= budget else ((), ())
+    return (ids, result.observation) if len(ids) <= room else ((), ())

@@ -26,13 +26,7 @@ from agentr1.algorithms import ALGORITHMS
 from agentr1.checkpoints import WholeCheckpoints
 from agentr1.codec import Codec
 from agentr1.config import AgentConfig
-from agentr1.credit import (
-    check_rows,
-    padded_masks,
-    process_rewards,
-    single_segment,
-    trained_turn_ids,
-)
+from agentr1.credit import padded_masks, process_rewards, trained_turn_ids, training_segments
 from agentr1.engines.base import Sampling
 from agentr1.envs.base import EnvFactory
 from agentr1.inference import make_engine, without_trls_engine
@@ -200,8 +194,7 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
             for seed in self._seeds(episodes)
         ]
         trajectories = self._play(rows, samplings, spare)
-        together(lambda: check_rows(rows, trajectories))
-        segments = together(lambda: [single_segment(t) for t in trajectories])
+        segments = together(lambda: training_segments(rows, trajectories))
         self._episodes, self._segments = trajectories, segments
         self._refuse_noise(trajectories)
         masks = [self._mask(s, t) for s, t in zip(segments, trajectories, strict=True)]
@@ -256,7 +249,9 @@ class AgentTrainer(WholeCheckpoints, FrugalUpdate):
         table = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._reward_table = table  # (B_global, F)
         if self._env_factory is not None and self._training:
-            self._log_batch()  # here, because TRL averages pending metrics right after rewards
+            together(
+                self._log_batch
+            )  # here, because TRL averages pending metrics right after rewards
         return table
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

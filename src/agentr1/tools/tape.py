@@ -101,7 +101,7 @@ class RecordedTool:
 
     async def __call__(self, **arguments: Any) -> Any:
         """Never called by a `ReplayingRunner`."""
-        raise NotImplementedError(f"{self.name!r} is known from a recording, it cannot be run")
+        raise RuntimeError(f"{self.name!r} is known from a recording, it cannot be run")
 
 
 class ReplayingRunner(ToolRunner):
