@@ -1,7 +1,8 @@
 """What a retriever is: passages in, the best passages for a query out.
 
-Layer 1. Search tools, the retrieval server and data builders speak to a `Retriever` and never to
-one index; an index knows text and never tools, messages or tokens.
+Layer 1. Two contracts: an `Index` blocks and takes many queries, which is what indexes are fast at;
+a `Retriever` is asked for one query by each of many episodes at once. Search tools and environments
+speak to a `Retriever` and never to one index; both know text and never tools, messages or tokens.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,11 +30,30 @@ class Passage:
     text: str
 
 
-class Retriever(Protocol):
-    """Anything that ranks passages for a query."""
+class Hit(NamedTuple):
+    """A passage found, and how well it matched: higher is better, comparable within one query."""
 
-    def search(self, query: str, k: int) -> list[Passage]:
-        """Return at most `k` passages, best first, none where nothing matches."""
+    passage: Passage
+    score: float
+
+
+class Index(Protocol):
+    """Ranks the passages of one corpus for many queries at once; blocks, safe from any thread."""
+
+    def __len__(self) -> int:
+        """Passages in the corpus."""
+        ...
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """Return per query at most `k` hits, best first, none where nothing matches."""
+        ...
+
+
+class Retriever(Protocol):
+    """Finds passages for one query without blocking the event loop; many may wait at once."""
+
+    async def find(self, query: str, k: int) -> list[Hit]:
+        """Return at most `k` hits, best first, none where nothing matches."""
         ...
 
 
