@@ -38,7 +38,7 @@ launch = $(strip $(launch_env) $(PY) -m accelerate.commands.launch \
 pytest = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sft eval play ablate algorithms test smoke slow test-vllm check bench coldstart build
+.PHONY: help setup train sft eval play ablate algorithms results test smoke slow test-vllm check bench coldstart build
 
 help: ## Show this list
 	@echo "agentr1: make TARGET [RECIPE=quickstart] [ACCELERATE=ddp] [ARGS='--max_steps 5']"
@@ -68,6 +68,9 @@ ablate: $(INSTALLED) $(weights) ## Train RECIPE's task with and without masks an
 
 algorithms: $(INSTALLED) $(weights) ## Compare what the algorithms gain on RECIPE's task, three seeds
 	$(PY) -m agentr1 algorithms $(RECIPE) $(ARGS)
+
+results: $(INSTALLED) $(SMOLLM2) ## Real questions: data, cold start, algorithms, baselines, docs/results.md
+	$(PY) -m benchmarks.results $(ARGS)
 
 test: $(INSTALLED) ## Run the fast tests
 	$(pytest) -n auto

@@ -53,6 +53,8 @@ RUNS = (
     Run("gpu", "gpu"),
     Run("bias", "bias"),
     Run("credit", "credit"),
+    Run("data_memory", "data_memory"),
+    Run("retriever", "retriever"),
 )
 THOROUGH = ("--repeats", "5", "--patience", "inf")
 """As many runs of each side as the median is said to be of, however long they take."""

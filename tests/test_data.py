@@ -148,6 +148,16 @@ def test_find_split_and_corpus(tmp_path, ending):
     assert find_corpus(folder, tmp_path) == above
 
 
+def test_an_index_folder_and_a_servers_address_are_places_of_a_corpus(tmp_path):
+    write(tmp_path / "corpus.jsonl", "{}")
+    index = tmp_path / "index"
+    index.mkdir()
+    (index / "manifest.json").write_text("{}")
+    assert find_corpus(tmp_path, index) == index
+    for address in ("http://host:8000", "https://host", "opensearch+http://host:9200/wiki"):
+        assert find_corpus(tmp_path, address) == address
+
+
 def test_dev_stands_in_for_test_only_where_the_caller_says_so(tmp_path):
     dev = write(tmp_path / "dev.jsonl", row())
     assert find_split(tmp_path, "test", dev_for_test=True) == dev

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentr1.parsing import MAX_DEPTH, MalformedCall, answer_text, parse_turn, render_call
+from agentr1.parsing import (
+    ANSWER_CALL,
+    MAX_DEPTH,
+    MalformedCall,
+    answer_text,
+    is_well_formed_answer,
+    parse_turn,
+    render_call,
+)
 from agentr1.types import ToolCall
 
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "Ada"}}\n</tool_call>'
@@ -159,6 +167,44 @@ def test_a_closing_tag_after_an_opened_block_is_plain_text():
 )
 def test_the_answer_is_the_last_answer_block_or_else_the_content(text, answer):
     assert answer_text(text) == answer
+
+
+def answering(**arguments):
+    return render_call(ANSWER_CALL, arguments)
+
+
+SEARCH = render_call("search", {"query": "<answer>3</answer>"})
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "well_formed"),
+    [
+        (answering(text=" 42 "), "42", True),
+        ("<think>41</think>So " + answering(text="42"), "42", True),
+        (SEARCH + answering(text="42"), "42", True),
+        (answering(text="42") + SEARCH, "42", False),  # something comes behind it
+        (answering(text="1") + answering(text="42"), "42", False),
+        (answering(text="42") + answering(text=""), "42", False),
+        ("<answer>1</answer>" + answering(text="42"), "42", True),
+        ("<answer>1</answer>" + answering(text=""), "1", False),
+        ("<answer>1</answer>" + answering(text=5), "1", False),
+        (answering(), "", False),
+        (SEARCH, "", False),
+        ("<answer>42</answer>", "42", True),
+        ("It is <answer> 42 </answer>\n", "42", True),
+        ("<think><answer>1</answer></think><answer>42</answer>", "42", True),
+        ("<answer>42</answer>.", "42", False),
+        ("<answer>1</answer><answer>42</answer>", "42", False),
+        ("<answer></answer>", "", False),
+        ("<answer> </answer>", "", False),
+        ("</answer>42<answer>", "</answer>42<answer>", False),
+        ("42", "42", False),
+        ("", "", False),
+    ],
+)
+def test_an_answer_is_read_from_both_notations_and_its_form_is_told(text, answer, well_formed):
+    assert answer_text(text) == answer
+    assert is_well_formed_answer(text) is well_formed
 
 
 @settings(deadline=None)

@@ -266,6 +266,7 @@ def build(name: str, *overrides: str) -> Any:
 def test_a_recipe_becomes_rows_environment_rewards_and_metrics(write: Callable[..., str]) -> None:
     name = write(
         "tools: [agentr1.tools.search.Search.from_corpus]\nsearch_top_k: 1\n"
+        "search_passage_chars: 99\n"
         "train_limit: 3\ndev_limit: 2\ntest_limit: 1\nsystem_prompt: Be brief.\n"
         "process_rewards: [agentr1.rewards.valid_call]\nprocess_reward_weights: [0.5]\n"
         "metrics: [agentr1.rewards.f1_reward, agentr1.rewards.exact_match_reward]\n"
@@ -282,6 +283,7 @@ def test_a_recipe_becomes_rows_environment_rewards_and_metrics(write: Callable[.
     assert first is not second
     assert first.runner is second.runner  # one index and one concurrency limit for all episodes
     assert first.runner.tools[0].k == 1
+    assert first.runner.tools[0].passage_chars == 99
     assert first.process_rewards == ((rewards.valid_call, 0.5),)
     opening = asyncio.run(first.reset(task.train[0]))
     assert [m.role for m in opening] == ["system", "user"]
@@ -345,6 +347,10 @@ def test_a_process_rewards_parameters_may_have_any_name(write: Callable[..., str
         (
             ["--tools", "agentr1.tools.search.Search.from_corpus", "--corpus", "nowhere.jsonl"],
             "corpus 'nowhere.jsonl' was not found",
+        ),
+        (
+            ["--tools", "my_task.maker", "--search_passage_chars", "9"],
+            "nor makes one from a corpus, search_top_k and search_passage_chars: .*unexpected",
         ),
         (["--environment", "my_task.Needs"], "environment: .*missing a required argument: 'what'"),
         (["--environment", "my_task.nothing"], "environment: .* not a callable"),

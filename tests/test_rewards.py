@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentr1.parsing import render_call
 from agentr1.rewards import (
     cover_exact_match,
     cover_exact_match_reward,
@@ -12,11 +13,14 @@ from agentr1.rewards import (
     exact_match_reward,
     f1,
     f1_reward,
+    format_reward,
     gold_answers,
     new_supporting_title,
     no_reward,
     normalize_answer,
+    passages_in,
     repeated_query,
+    titles_shown,
     valid_call,
 )
 from agentr1.types import Message, StopReason, ToolOutcome, Trajectory, Turn
@@ -153,6 +157,30 @@ def test_neither_a_call_nor_thinking_is_an_answer(reward):
     assert reward([trajectory("<think>Rome?</think>Paris")]) == [1.0]
 
 
+def test_what_was_given_to_the_finish_tool_is_the_answer():
+    call = render_call("answer", {"text": "Paris"})
+    assert exact_match_reward([trajectory(f"Rome? {call}")]) == [1.0]
+    assert exact_match_reward([trajectory(f"<answer>Rome</answer>{call}")]) == [1.0]
+    assert exact_match_reward([trajectory(call, stop_reason=StopReason.MAX_TURNS)]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "stop_reason", "value"),
+    [
+        (["<answer>x</answer>"], StopReason.ENVIRONMENT, 1.0),
+        (["<answer>x</answer>"], StopReason.MAX_TOKENS, 0.5),
+        (["x"], StopReason.ENVIRONMENT, 0.5),
+        ([render_call("search", {}), "<answer>x</answer>"], StopReason.ENVIRONMENT, 1.0),
+        ([render_call("no such tool", {}), "<answer>x</answer>"], StopReason.ENVIRONMENT, 1.0),
+        (["<tool_call>", "<answer>x</answer>"], StopReason.ENVIRONMENT, 0.5),
+        (["<tool_call>", "x"], StopReason.ENVIRONMENT, 0.0),
+    ],
+)
+def test_form_is_the_mean_of_the_answers_and_the_calls(texts, stop_reason, value):
+    turns = tuple(Turn((1,), (0.0,), Message("assistant", text)) for text in texts)
+    assert format_reward([Trajectory({}, (), turns, stop_reason)]) == [value]
+
+
 # Process rewards
 
 
@@ -188,6 +216,43 @@ def test_new_supporting_title_and_rows_without_titles():
     assert new_supporting_title({"supporting_titles": []}, (outcome(content="Paris: "),), ()) == 0.0
     with pytest.raises(ValueError, match="row 3 has supporting_titles=None"):
         new_supporting_title({"id": 3}, (outcome(),), ())
+
+
+@pytest.mark.parametrize(
+    ("title", "line", "shown"),
+    [
+        ("Atlas Shrugged: Part I", "Atlas Shrugged: Part I: a film.", True),
+        ("Atlas Shrugged: Part I", "Atlas Shrugged: Part II: a film.", False),
+        ("Atlas Shrugged", "Atlas Shrugged: a novel: long.", True),
+        ("Atlas Shrugged", "Atlas Shrugged: Part I: a film.", True),  # cannot be told apart
+        ("Shrugged", "Atlas Shrugged: a novel.", False),
+        ("Atlas", "Atlas Shrugged: a novel.", False),
+        ("point foundation (Environment)", "Point Foundation (environment): gave.", True),
+        ("Beyonce\N{COMBINING ACUTE ACCENT}", "Beyoncé: a singer.", True),
+        ("Beyonce", "Beyoncé: a singer.", False),
+        ("Ulm  Minster", "Ulm Minster: a church.", True),
+        ("Ulm", "Ulm:no space", False),
+        ("What? (C++)", "What? (C++): [sic] *", True),
+        ("cut", "[cut: 12 more characters]", False),
+    ],
+)
+def test_a_title_is_shown_where_a_passage_begins_with_it(title, line, shown):
+    result = f"Rome: of {line}\n{line}\nNice: {line}"
+    assert titles_shown([title, "Genoa"], result) == ({title} if shown else set())
+
+
+def test_a_line_separator_inside_a_passage_begins_no_passage():
+    result = "Rome: old\N{LINE SEPARATOR}Paris: no\N{NEXT LINE}Paris: no\x0cParis: no"
+    assert titles_shown(["Paris", "Rome"], result) == {"Rome"}
+    assert passages_in(f"{result}\nLyon: b\n[cut: 3 more characters]") == [result, "Lyon: b"]
+    assert passages_in("No results.") == []
+
+
+def test_a_query_is_repeated_in_other_letters_too():
+    first = outcome(query="Ulm Minster", k=3)
+    assert repeated_query({}, (outcome(query=" ulm  minster ", k=3),), (first,)) == -1.0
+    assert repeated_query({}, (outcome(query="ulm minster", k=4),), (first,)) == 0.0
+    assert repeated_query({}, (outcome(query="ulmminster", k=3),), (first,)) == 0.0
 
 
 def test_repeated_query_counts_equal_calls():

@@ -126,3 +126,16 @@ def test_scores_come_back_as_they_were_written(tmp_path: Path) -> None:
         runs.read_scores(path, "em")
     with pytest.raises(FileNotFoundError, match="is .* a finished run"):
         runs.read_scores(tmp_path / "nowhere" / "evaluation" / "after.jsonl", "f1")
+
+
+def test_whole_episodes_come_back_and_a_line_that_was_cut_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation" / "after.jsonl"
+    scored = [Scored(i, {"f1": 0.5}, episode(i), wall_seconds=2.0) for i in ("a", "b", "c")]
+    runs.append_scores(path, scored[:1])
+    runs.append_scores(path, scored[1:])
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"schema": 1, "id": "d", "val')  # killed while writing
+    back = list(runs.stream_scores(path))
+    assert back == scored
+    assert [s.wall_seconds for s in back] == [2.0] * 3
+    assert runs.read_scores(path, "f1") == {"a": 0.5, "b": 0.5, "c": 0.5}

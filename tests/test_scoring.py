@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,6 +71,27 @@ def test_evaluation_is_greedy(codec: Any) -> None:
     assert temperatures == {0.0}
 
 
+def test_a_rows_draws_depend_on_its_id_alone(codec: Any) -> None:
+    def seeds(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+        found = {}
+
+        class Watching(ScriptedPolicy):
+            async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+                key = self._key(self.codec.tokenizer.decode(list(prompt_ids)))
+                found.setdefault(key, sampling.seed)
+                return await super().generate(prompt_ids, sampling)
+
+        engine = Watching(codec, SCRIPTS)
+        evaluate_rows(
+            rows, GuessEnv, codec, engine, limits=LIMITS, metrics=METRICS, temperature=1.0
+        )
+        return found
+
+    alone, together = seeds(ROWS[2:3]), seeds(ROWS)
+    assert alone == {"Game 2. ": together["Game 2. "]}
+    assert len(set(together.values())) == len(ROWS)
+
+
 def test_the_summary_has_means_intervals_and_how_episodes_went(codec: Any) -> None:
     found_ = summary(evaluate(codec, ROWS))
     assert found_["found"] == 0.75
@@ -121,3 +143,28 @@ def _episode(
         for info, reward in zip(infos, rewards, strict=True)
     )
     return Trajectory(row, (Message("user", "?"),), turns, StopReason.ENVIRONMENT)
+
+
+def test_tokens_seconds_and_faults_are_counted() -> None:
+    turns = (
+        Turn((1, 2, 3), (0.0,) * 3, Message("assistant", "a"), (4, 5), (7, 8, 9), fault="down"),
+        Turn((1,), (0.0,), Message("assistant", "b"), info={"calls": 1.0}),
+        Turn((1, 2), (0.0,) * 2, Message("assistant", "c"), (), (7,)),  # the context was rewritten
+    )
+    played = [
+        Trajectory({"id": "a"}, (), turns, StopReason.ENVIRONMENT, seconds=4.0),
+        Trajectory({"id": "b"}, (), turns[1:2], StopReason.MAX_TURNS, seconds=1.0),
+    ]
+    scored = [
+        dataclasses.replace(s, wall_seconds=3.0)
+        for s in score(played, {"turns_taken": turns_taken})
+    ]
+    found_ = summary(scored)
+    assert found_["prompt_tokens"] == (3 + 1 + 0) / 2
+    assert found_["generated_tokens"] == (3 + 1 + 2 + 1) / 2
+    assert found_["observation_tokens"] == 2 / 2
+    assert found_["calls"] == 1.0
+    assert found_["fault_share"] == 1 / 4
+    assert (found_["seconds"], found_["seconds_median"]) == (2.5, 2.5)
+    assert found_["wall_seconds"] == 6.0
+    assert "faulty_turns" not in found_

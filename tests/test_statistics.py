@@ -5,6 +5,8 @@ import pytest
 
 from agentr1.statistics import (
     Interval,
+    McNemar,
+    mcnemar,
     mean_ci,
     mean_over_runs,
     paired_difference,
@@ -134,3 +136,26 @@ def test_a_difference_over_runs_is_paired_within_each_run():
         paired_difference_over_runs(a, b[:1])
     with pytest.raises(ValueError, match="same row ids"):
         mean_over_runs([{"x": 1.0}, {"z": 1.0}])
+
+
+def test_mcnemar_is_the_exact_binomial_test_of_the_rows_that_differ():
+    a = dict(enumerate([1.0] * 8 + [0.0] * 2 + [1.0] * 5 + [0.0] * 7))
+    b = dict(enumerate([0.0] * 8 + [1.0] * 2 + [1.0] * 5 + [0.0] * 7))
+    # 2 x P(at most 2 heads of 10 throws) = 2 x (1 + 10 + 45) / 1024.
+    assert mcnemar(a, b) == McNemar(8, 2, pytest.approx(112 / 1024))
+    assert mcnemar(b, a) == McNemar(2, 8, pytest.approx(112 / 1024))
+    even = {0: 1.0, 1: 0.0}, {0: 0.0, 1: 1.0}
+    assert mcnemar(*even) == McNemar(1, 1, 1.0)
+    assert mcnemar(a, a) == McNemar(0, 0, 1.0)
+
+
+def test_mcnemar_holds_for_thousands_of_rows_and_only_for_rights_and_wrongs():
+    n = 7405
+    a = {i: float(i % 2) for i in range(n)}
+    b = {i: float(i % 3 == 0) for i in range(n)}
+    found = mcnemar(a, b)
+    assert found is not None
+    assert 0.0 < found.p < 1e-60
+    assert mcnemar({0: 0.5}, {0: 1.0}) is None
+    with pytest.raises(ValueError, match="same row ids"):
+        mcnemar({0: 1.0}, {1: 1.0})

@@ -138,7 +138,7 @@ class Demonstrator:
         return found[0].title
 
     def _search(self, talk: Conversation, query: str) -> list[Passage]:
-        found = self._index.search(query, TOP_K)
+        found = [hit.passage for hit in self._index.search([query], TOP_K)[0]]
         call = {"type": "function", "function": {"name": "search", "arguments": {"query": query}}}
         talk.append({"role": "assistant", "content": "", "tool_calls": [call]})
         lines = "\n".join(f"{passage.title}: {passage.text}" for passage in found) or NO_RESULTS

@@ -248,8 +248,10 @@ def draw_comparison(world: World, rng: random.Random) -> Question | None:
 
 def is_findable(question: Question, index: Bm25Index) -> bool:
     """Whether searching each name of the chain brings up its passage."""
+    results = index.search(question.chain, TOP_K)
     return all(
-        name in (passage.title for passage in index.search(name, TOP_K)) for name in question.chain
+        name in (hit.passage.title for hit in hits)
+        for name, hits in zip(question.chain, results, strict=True)
     )
 
 

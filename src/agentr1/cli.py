@@ -12,20 +12,29 @@ from collections.abc import Sequence
 VERBS = {
     "train": "train a policy with reinforcement learning and test it",
     "sft": "fine-tune a policy on demonstrations",
+    "demonstrate": "write ideal searches for a recipe's training rows",
     "eval": "evaluate a policy on a recipe's rows",
     "play": "watch a policy solve rows, turn by turn",
     "compare": "compare the evaluations of two runs",
     "ablate": "train with and without masks and process rewards",
     "algorithms": "compare what a task's recipes gain",
+    "data": "prepare a published question set and its passages",
+    "index": "build an index of a corpus, and measure how good it is",
+    "serve-retriever": "serve an index to other machines over HTTP",
 }
-_MODULES = {"eval": "agentr1.evaluate", "algorithms": "agentr1.algorithm_table"}
+_MODULES = {
+    "data": "agentr1.prepare",
+    "eval": "agentr1.evaluate",
+    "algorithms": "agentr1.algorithm_table",
+    "serve-retriever": "agentr1.serve_retriever",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch to the verb's `main`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in VERBS:
-        lines = "\n".join(f"  {verb:11}{what}" for verb, what in VERBS.items())
+        lines = "\n".join(f"  {verb:17}{what}" for verb, what in VERBS.items())
         print(f"usage: agentr1 VERB ... (agentr1 VERB --help tells more)\n\n{lines}")
         known = not arguments or arguments[0] in ("-h", "--help", "help")
         return 0 if known else _unknown(arguments[0])

@@ -17,6 +17,9 @@ from typing import Any
 
 from datasets import Dataset, Features, Json, List, Value
 
+from agentr1.retrieval.manifest import NAME as MANIFEST
+from agentr1.retrieval.remote import is_address
+
 _ENDINGS = (".jsonl", ".jsonl.gz")
 _TEXTS = List(Value("string"))
 _COLUMNS: dict[str, Any] = {
@@ -89,18 +92,21 @@ def find_split(dataset_dir: str | Path, split: str, *, dev_for_test: bool = Fals
     return found
 
 
-def find_corpus(dataset_dir: str | Path, corpus: str | Path | None = None) -> Path:
-    """Find the passages: the file named, or `corpus.*` in the dataset's folder or its parent.
+def find_corpus(dataset_dir: str | Path, corpus: str | Path | None = None) -> Path | str:
+    """Find the passages: what is named, or `corpus.*` in the dataset's folder or its parent.
 
     Args:
         dataset_dir: the dataset's folder.
-        corpus: a file, or a folder that holds `corpus.*`.
+        corpus: a file, an index folder, a folder that holds `corpus.*`, or a server's address,
+            which comes back as it is.
 
     Raises:
         FileNotFoundError: naming the places looked at.
         ValueError: both endings exist in one place.
     """
-    if corpus is not None and Path(corpus).is_file():
+    if corpus is not None and is_address(corpus):
+        return str(corpus)
+    if corpus is not None and (Path(corpus).is_file() or (Path(corpus) / MANIFEST).is_file()):
         return Path(corpus)
     folder = Path(dataset_dir).absolute()
     places = [folder, folder.parent] if corpus is None else [Path(corpus).absolute()]
@@ -110,7 +116,7 @@ def find_corpus(dataset_dir: str | Path, corpus: str | Path | None = None) -> Pa
             return found
     raise FileNotFoundError(
         f"no corpus: expected corpus.jsonl or corpus.jsonl.gz in {' or '.join(map(str, places))}; "
-        "put it there, or name a file with `corpus`"
+        "put it there, or name a file, an index folder or a server's address with `corpus`"
     )
 
 

@@ -1,126 +1,306 @@
-"""`agentr1 eval`: a policy, a recipe's rows, and how well the one answers the other.
+"""`agentr1 eval`: systems, a recipe's rows, and how well the ones answer the others.
 
-Loads a policy for inference, plays rows greedily and writes the same files as a training run's
-final test, so `agentr1 compare` reads both. Also home of `load_player`, which `play` shares.
+Read `evaluate` top to bottom. Every system plays the same rows under the same budget, in batches
+whose members are fixed by the rows' ids; each batch is written down when it is done, and the
+report is made from what is written. So an evaluation can be stopped at any time and goes on where
+it stood. The files are those of a training run's final test: `agentr1 compare` reads both.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils.logging import disable_progress_bar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from agentr1.codec import Codec
+from agentr1 import rewards
+from agentr1.ceiling import ceiling_of
 from agentr1.commandline import guarded, recipe_parser, split_arguments
-from agentr1.context import with_context
-from agentr1.engines.in_process import InProcessEngine
-from agentr1.models import eos_ids, load_policy, load_tokenizer, resolve_model
-from agentr1.recipe import Recipe, Task, build_task, load_recipe, search_roots
-from agentr1.rollout import Limits
-from agentr1.runs import new_run_folder, write_header, write_json, write_scores
-from agentr1.scoring import evaluate_rows, summary
+from agentr1.eval_folder import EvalFolder, digest_of_rows, fingerprint, newest_evaluation
+from agentr1.eval_report import plot, report_of, show
+from agentr1.recipe import Recipe, Task, find_path
+from agentr1.runs import append_scores, new_run_folder, stream_scores, write_header, write_json
+from agentr1.scoring import Metric, Scored, evaluate_rows, outcome
+from agentr1.systems import (
+    SYSTEMS,
+    Player,
+    System,
+    budget_of,
+    choose,
+    corpus_of,
+    device_of,
+    load_weights,
+    player,
+    prepare,
+)
+
+AT_ONCE = 64
+"""Questions of a batch: what an interrupt costs at most, and what is in memory at once."""
+
+_STANDARD: dict[str, Metric] = {
+    "exact_match": rewards.exact_match_reward,
+    "cover_exact_match": rewards.cover_exact_match_reward,
+    "f1": rewards.f1_reward,
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Player:
-    """A policy ready to play a recipe's rows."""
+class Options:
+    """How to evaluate.
+
+    Attributes:
+        split: train, dev or test.
+        limit: at most so many rows, from the start of the file.
+        baselines: names of `SYSTEMS`, or "all".
+        cold_start: the model of the system of that name; see `systems.find_policy`.
+        out: folder; one that was begun goes on. None for a new one under runs/eval.
+        resume: go on in the newest folder of the recipe.
+        sample: temperature; 0 is greedy.
+        at_once: questions of a batch.
+    """
+
+    split: str = "test"
+    limit: int | None = None
+    baselines: Sequence[str] = ()
+    cold_start: str | None = None
+    out: Path | None = None
+    resume: bool = False
+    sample: float = 0.0
+    at_once: int = AT_ONCE
+
+    def __post_init__(self) -> None:
+        if self.at_once < 1 or self.sample < 0:
+            raise ValueError(
+                f"--at-once must be 1 or more and --sample 0 or more, got {self.at_once} and "
+                f"{self.sample}"
+            )
+        if self.resume and self.out is not None:
+            raise ValueError(
+                f"--resume goes on in the newest folder, --out {self.out} names one; give one of "
+                "them (a folder that --out names goes on by itself)"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What every system of one evaluation shares.
+
+    Attributes:
+        rows: in the order in which they are played.
+        metrics: the recipe's, then exact match, cover-EM and F1 where rows have answers.
+    """
 
     recipe: Recipe
     task: Task
-    codec: Codec
-    engine: InProcessEngine
-    limits: Limits
+    rows: Sequence[Mapping[str, Any]]
+    metrics: Mapping[str, Metric]
+    folder: EvalFolder
+    options: Options
 
-
-def load_player(name: str, overrides: Sequence[str] = (), policy: str | None = None) -> Player:
-    """Resolve a recipe and load a policy for it.
-
-    Args:
-        name: recipe, see `recipe.find_recipe`.
-        overrides: command-line options that overrule the recipe's keys.
-        policy: model id, model folder, adapter folder or run folder; default: the recipe's.
-
-    Raises:
-        ValueError, FileNotFoundError: a mistake in the recipe or the command.
-    """
-    disable_progress_bar()
-    recipe = load_recipe(name, overrides)
-    recipe.training.use_vllm = False  # a policy that is not trained is loaded here anyway
-    recipe.training.check_for_environment()
-    task = build_task(recipe.arguments)
-    model_name = policy or str(recipe.model.model_name_or_path)
-    final = Path(model_name) / "final"
-    source = resolve_model(str(final) if final.is_dir() else model_name, search_roots())
-    tokenizer = load_tokenizer(source, search_roots())
-    codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
-    task = with_context(task, recipe, codec)
-    dtype = str(recipe.model.dtype)
-    model: Any = load_policy(source, search_roots(), dtype=dtype, attn_implementation="sdpa")
-    model.to("cuda" if torch.cuda.is_available() and not recipe.training.use_cpu else "cpu").eval()
-    stop_ids = codec.stop_ids | eos_ids(model)
-    engine = InProcessEngine(model, sorted(stop_ids), recipe.training.max_slots)
-    return Player(recipe, task, codec, engine, recipe.training.limits)
+    @property
+    def ids(self) -> list[str]:
+        """Of the rows, in their order."""
+        return [str(row["id"]) for row in self.rows]
 
 
 def evaluate(
     name: str,
     overrides: Sequence[str] = (),
     policy: str | None = None,
-    split: str = "test",
-    limit: int | None = None,
+    options: Options | None = None,
 ) -> Path:
-    """Evaluate a policy greedily, print the summary and keep everything.
+    """Evaluate a policy, and baselines beside it; print the tables and keep everything.
 
     Args:
         name: recipe.
         overrides: of the recipe's keys.
-        policy: see `load_player`.
-        split: train, dev or test.
-        limit: at most so many rows, from the start.
+        policy: see `systems.find_policy`.
+        options: which rows, systems and folder.
 
     Returns:
-        The folder with `evaluation/after.jsonl` and `eval.json`.
+        The folder with `eval.json` and `evaluation/*.jsonl`.
+
+    Raises:
+        ValueError, FileNotFoundError: a mistake in the recipe or the command, or a folder that was
+            begun with other settings.
+        RuntimeError: too many faults of the infrastructure.
+        KeyboardInterrupt: with how to go on.
     """
-    limited = [f"--{split}_limit", str(limit)] if limit is not None else []
-    player = load_player(name, [*overrides, *limited], policy)
-    rows = getattr(player.task, split)
-    scored = evaluate_rows(
-        rows,
-        player.task.env_factory,
-        player.codec,
-        player.engine,
-        limits=player.limits,
-        metrics=player.task.metrics,
+    options = options or Options()
+    limited = [f"--{options.split}_limit", str(options.limit)] if options.limit is not None else []
+    recipe, task = prepare(name, [*overrides, *limited])
+    systems, left_out = choose(recipe, task, options.baselines, policy, options.cold_start)
+    rows = sorted(getattr(task, options.split), key=lambda row: row["id"])
+    answered = all(row.get("answers") for row in rows)
+    metrics = {**task.metrics, **(_STANDARD if answered else {}), **task.metrics}
+    folder = EvalFolder(_folder(recipe, options))
+    evaluation = Evaluation(recipe, task, rows, metrics, folder, options)
+    folder.accept({system.name: _settings(evaluation, system) for system in systems})
+    if not (folder.path / "recipe.yaml").exists():
+        write_header(folder.path, recipe.text, ["agentr1", *sys.argv[1:]])
+    print("\n".join([f"budget of each system: {budget_of(recipe)}", *left_out]))
+    try:
+        for source in dict.fromkeys(system.source for system in systems):
+            _play(evaluation, [system for system in systems if system.source == source])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped; the same command with --out {folder.path} goes on where it stood"
+        ) from None
+    _report(evaluation)
+    return folder.path
+
+
+def _folder(recipe: Recipe, options: Options) -> Path:
+    if options.out is not None:
+        return options.out
+    return (
+        newest_evaluation(recipe.name) if options.resume else new_run_folder(f"eval/{recipe.name}")
     )
-    folder = new_run_folder(f"eval/{player.recipe.name}")
-    write_header(folder, player.recipe.text, ["agentr1", *sys.argv[1:]])
-    write_scores(folder / "evaluation" / "after.jsonl", scored)
-    found = summary(scored)
-    write_json(folder / "eval.json", {"after": found})
-    for metric, (low, high) in found["intervals"].items():
-        print(f"{metric} {found[metric]:.3f}  95% interval [{low:.3f}, {high:.3f}]  n={found['n']}")
-    print(f"turns {found['turns']:.2f}  stop reasons {found['stop_reasons']}")
-    if found.get("faults"):
-        print(
-            f"faults of tools {found['faults']:.2f} per episode: the policy was shown errors that "
-            "were not its own, so this is no fair score"
+
+
+def _settings(evaluation: Evaluation, system: System) -> dict[str, Any]:
+    """Everything that a system's scores depend on, as far as it has a name."""
+    recipe, options = evaluation.recipe, evaluation.options
+    arguments = dataclasses.asdict(recipe.arguments)
+    for name in ("train_limit", "dev_limit", "test_limit", "dataset", "corpus", "demonstrations"):
+        del arguments[name]  # what they name is compared, wherever it lies
+    place, shown = corpus_of(recipe, evaluation.task), recipe.arguments.demonstrations
+    model = system.source.path_or_id
+    return {
+        "recipe": recipe.name,
+        "model": str(Path(model).resolve()) if Path(model).exists() else model,
+        "weights": fingerprint(model),
+        "rows": f"{len(evaluation.rows)} of {options.split}, {digest_of_rows(evaluation.rows)}",
+        "corpus": None if place is None else fingerprint(place),
+        "demonstrations": fingerprint(find_path(shown, "demonstrations"))
+        if shown is not None and system.name == "few_shot"
+        else None,
+        "sample": options.sample,
+        "at_once": options.at_once,
+        "max_slots": recipe.training.max_slots,
+        "dtype": str(recipe.model.dtype),
+        "device": device_of(recipe),
+        "arguments": arguments,
+        "limits": dataclasses.asdict(recipe.training.limits),
+    }
+
+
+def _play(evaluation: Evaluation, systems: Sequence[System]) -> None:
+    """Play what is missing of systems with the same weights, which are loaded once, if at all."""
+    ids, at_once = evaluation.ids, evaluation.options.at_once
+    done = {s.name: evaluation.folder.done(s.name, ids, at_once) for s in systems}
+    missing = [name for name, count in done.items() if count < len(ids)]
+    if not missing:
+        return
+    weights = load_weights(systems[0].source, evaluation.recipe)
+    for name in missing:
+        ready = player(name, evaluation.recipe, evaluation.task, weights)
+        _play_system(evaluation, name, ready, done[name])
+        ready.engine.release()
+    del weights
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _play_system(evaluation: Evaluation, name: str, ready: Player, done: int) -> None:
+    rows, at_once = evaluation.rows, evaluation.options.at_once
+    with _bar() as bar:
+        shown = bar.add_task(name, total=len(rows), completed=done)
+        for start in range(done, len(rows), at_once):
+            scored = evaluate_rows(
+                rows[start : start + at_once],
+                ready.task.env_factory,
+                ready.codec,
+                ready.engine,
+                limits=ready.limits,
+                metrics=evaluation.metrics,
+                temperature=evaluation.options.sample,
+                ended=lambda: bar.advance(shown),
+            )
+            _check_faults(scored, name, evaluation)
+            append_scores(evaluation.folder.transcripts(name), scored)
+
+
+def _bar() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, transient=True)
+    progress.disable = not progress.console.is_terminal
+    return progress
+
+
+def _check_faults(scored: Sequence[Scored], name: str, evaluation: Evaluation) -> None:
+    """Stop rather than score a policy by our own failures; the batch is not kept."""
+    faults = [turn.fault for s in scored for turn in s.trajectory.turns if turn.fault is not None]
+    turns = sum(len(s.trajectory.turns) for s in scored)
+    allowed = evaluation.recipe.training.max_fault_share
+    if len(faults) > allowed * turns:
+        raise RuntimeError(
+            f"{name}: {len(faults)} of {turns} turns met an infrastructure fault, more than "
+            f"max_fault_share={allowed}: {faults[0]}; check the tools' servers, then the same "
+            f"command with --out {evaluation.folder.path} goes on"
         )
-    print(f"transcripts: {folder}")
-    return folder
+
+
+def _report(evaluation: Evaluation) -> None:
+    """Make the report from the transcripts of all systems that are complete in the folder."""
+    folder, recipe, options = evaluation.folder, evaluation.recipe, evaluation.options
+    settings = folder.settings()
+    ids = evaluation.ids
+    outcomes = {
+        name: [outcome(scored) for scored in stream_scores(folder.transcripts(name))]
+        for name in SYSTEMS
+        if name in settings and folder.done(name, ids, options.at_once) == len(ids)
+    }
+    about = {
+        "recipe": recipe.name,
+        "split": options.split,
+        "n": len(evaluation.rows),
+        "sample": options.sample,
+        "budget": budget_of(recipe)._asdict(),
+        "models": {name: settings[name]["model"] for name in outcomes},
+    }
+    ceiling = ceiling_of(corpus_of(recipe, evaluation.task), evaluation.rows)
+    report = report_of(outcomes, ceiling, about)
+    write_json(folder.path / "eval.json", report)
+    show(report, f"{recipe.name} on {options.split}, n={len(evaluation.rows)}")
+    if not plot(report, folder.path / "eval"):
+        print("no plot: matplotlib is not installed; pip install 'agentr1[plot]'")
+    print(f"eval.json, transcripts and plot: {folder.path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`agentr1 eval RECIPE [--model M] [--split test] [--limit N] [--key value ...]`."""
-    parser = recipe_parser("eval", "Evaluate a policy on a recipe's rows, greedily.")
-    parser.add_argument("--model", help="model id or folder, adapter, or run folder")
-    parser.add_argument("--split", default="test", choices=["train", "dev", "test"])
-    parser.add_argument("--limit", type=int, help="at most so many rows")
+    """`agentr1 eval RECIPE [--model M] [--baselines all|NAME ...] [--limit N] [--out DIR] ...`."""
+    parser = recipe_parser("eval", "Evaluate a policy, and baselines beside it.")
+    add = parser.add_argument
+    add("--model", help="the policy: model id or folder, adapter, or run folder")
+    add("--split", default="test", choices=["train", "dev", "test"])
+    add("--limit", type=int, help="at most so many rows")
+    add("--baselines", nargs="+", default=(), metavar="NAME", help=f"all, or of {_names()}")
+    add("--cold-start", metavar="MODEL", help="the policy of the system cold_start")
+    add("--out", type=Path, help="folder; an evaluation that was begun there goes on")
+    add("--resume", action="store_true", help="go on in the recipe's newest evaluation")
+    add("--sample", type=float, default=0.0, metavar="T", help="temperature, 0 is greedy")
+    add("--at-once", type=int, default=AT_ONCE, help="questions of a batch")
     args, overrides = split_arguments(parser, argv)
-    return guarded(
-        lambda: evaluate(args.recipe, overrides, args.model, args.split, args.limit), args.debug
-    )
+    return guarded(lambda: evaluate(args.recipe, overrides, args.model, _options(args)), args.debug)
+
+
+def _names() -> list[str]:
+    return [name for name in SYSTEMS if name != "policy"]
+
+
+def _options(args: argparse.Namespace) -> Options:
+    names = [field.name for field in dataclasses.fields(Options)]
+    return Options(**{name: getattr(args, name) for name in names})

@@ -21,6 +21,9 @@ from agentr1.types import ToolCall
 MAX_DEPTH = 64
 """Nesting allowed inside a call: deeper values overflow the stack of whoever copies them later."""
 
+ANSWER_CALL = "answer"
+"""A call of this name gives the final answer in `text`; `<answer>...</answer>` is the other way."""
+
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _TAG = re.compile(r"</?(?:tool_call|think)>")
 _OUTSIDE_STRING = re.compile(r'[^"<\\]*')
@@ -107,13 +110,44 @@ def render_call(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def answer_text(text: str) -> str:
-    """The policy's final answer: the last `<answer>...</answer>`, else the whole content."""
-    content = parse_turn(text).content
+    """The policy's final answer, in whichever notation it stands in the text.
+
+    The `text` of the last call `answer`, else the last `<answer>...</answer>`, else the whole
+    content.
+    """
+    turn = parse_turn(text)
+    if called := _called_answers(turn):
+        return called[-1]
+    content = turn.content
     start = content.rfind("<answer>", 0, max(content.rfind("</answer>"), 0))
     if start < 0:
         return content
     start += len("<answer>")
     return content[start : content.find("</answer>", start)].strip()
+
+
+def is_well_formed_answer(text: str) -> bool:
+    """Whether the text ends with one answer that is not empty, in one of the two notations.
+
+    One call `answer` and no call behind it, or one `<answer>...</answer>` and nothing behind it.
+    """
+    turn = parse_turn(text)
+    if turn.calls:
+        answers = [_is_answer(call) for call in turn.calls]
+        return answers[-1] and sum(answers) == 1 and _called_answers(turn) != []
+    tags = [turn.content.count(tag) for tag in ("<answer>", "</answer>")]
+    return tags == [1, 1] and turn.content.endswith("</answer>") and answer_text(text) != ""
+
+
+def _is_answer(call: ToolCall | MalformedCall) -> bool:
+    return isinstance(call, ToolCall) and call.name == ANSWER_CALL
+
+
+def _called_answers(turn: ParsedTurn) -> list[str]:
+    """What the turn's calls `answer` give, those with an empty text left out."""
+    calls = [call for call in turn.calls if isinstance(call, ToolCall) and _is_answer(call)]
+    texts = [call.arguments.get("text") for call in calls]
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
 
 
 def _build(call_id: str, raw: str, outcome: dict[str, Any] | str) -> ToolCall | MalformedCall:

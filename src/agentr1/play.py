@@ -9,10 +9,10 @@ from rich.markup import escape
 
 from agentr1.commandline import guarded, recipe_parser, split_arguments
 from agentr1.engines.base import Sampling
-from agentr1.evaluate import load_player
 from agentr1.loops import finish
 from agentr1.rollout import rollout_batch
 from agentr1.scoring import Scored, score
+from agentr1.systems import load_player
 
 _COLOURS = {"system": "dim", "user": "cyan", "assistant": "green", "tool": "yellow"}
 
@@ -29,7 +29,7 @@ def play(
     Args:
         name: recipe.
         overrides: of the recipe's keys.
-        policy: see `evaluate.load_player`.
+        policy: see `systems.find_policy`.
         count: rows to play.
         temperature: 0 is greedy.
     """

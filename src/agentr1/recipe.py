@@ -27,6 +27,7 @@ from agentr1.envs.check import check_env
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.loops import finish
 from agentr1.recipe_arguments import TAPE_WAYS, RecipeArguments
+from agentr1.retrieval.remote import is_address
 from agentr1.scoring import Metric
 from agentr1.tools.base import Tool
 from agentr1.tools.policy import ToolPolicy
@@ -342,12 +343,15 @@ def _tool(path: str, arguments: RecipeArguments, folder: Path) -> Tool:
     if not inspect.isclass(found) and hasattr(found, "parameters"):
         return found
     make: Any = found
+    chars = arguments.search_passage_chars
+    given = {} if chars is None else {"passage_chars": chars}
     try:
-        made = make(find_corpus(folder, _corpus(arguments)), arguments.search_top_k)
+        made = make(find_corpus(folder, _corpus(arguments)), arguments.search_top_k, **given)
     except TypeError as error:
         raise ValueError(
-            f"tools: {path!r} is neither a tool nor makes one from a corpus path and search_top_k: "
-            f"{error}; decorate the function with @tool, or name one like Search.from_corpus"
+            f"tools: {path!r} is neither a tool nor makes one from a corpus, search_top_k"
+            f"{' and search_passage_chars' if given else ''}: {error}; decorate the function with "
+            "@tool, or name one like Search.from_corpus"
         ) from error
     if not isinstance(made, Tool):
         raise ValueError(f"tools: {path!r} made {made!r}, expected a tool, see agentr1.Tool")
@@ -369,5 +373,7 @@ def _callable(path: str, field: str, *positional: Any, **named: Any) -> Any:
     return found
 
 
-def _corpus(arguments: RecipeArguments) -> Path | None:
-    return find_path(arguments.corpus, "corpus") if arguments.corpus else None
+def _corpus(arguments: RecipeArguments) -> Path | str | None:
+    if not arguments.corpus or is_address(arguments.corpus):
+        return arguments.corpus
+    return find_path(arguments.corpus, "corpus")

@@ -22,7 +22,10 @@ class RecipeArguments:
     )
     corpus: str | None = field(
         default=None,
-        metadata={"help": "Passages (.jsonl or .jsonl.gz); default: corpus.* in the dataset."},
+        metadata={
+            "help": "Passages (.jsonl or .jsonl.gz), an index folder or a retriever's address "
+            "(http://host:8000); default: corpus.* in the dataset."
+        },
     )
     demonstrations: str | None = field(
         default=None, metadata={"help": "Conversations for `agentr1 sft` (.jsonl)."}
@@ -38,10 +41,13 @@ class RecipeArguments:
         default_factory=list,
         metadata={
             "help": "Dotted paths of tools; a path to a function or class that is no tool itself "
-            "is called with the corpus path and `search_top_k` to make one."
+            "is called with the corpus and `search_top_k` to make one."
         },
     )
     search_top_k: int = field(default=3, metadata={"help": "Passages one search returns."})
+    search_passage_chars: int | None = field(
+        default=None, metadata={"help": "Cut each passage there, at the end of a word."}
+    )
     tool_timeout: float = field(
         default=30.0, metadata={"help": "Seconds one attempt of a call may take."}
     )

@@ -6,18 +6,28 @@ rewards take the row, the outcomes of this turn's calls and those of all earlier
 environment calls them once per turn. Evaluation calls the very same functions, so that training
 and evaluation cannot drift apart.
 
-"Exact match" is SQuAD's, "F1" the official HotpotQA scorer's. Cover-EM is a different, more lenient
-metric: never put one number beside the other under one name.
+Answers are compared as the official scorers do, with the best of the accepted answers:
+
+- Exact match and its normalisation are those of all four, SQuAD v1.1, HotpotQA, 2WikiMultihopQA and
+  MuSiQue: only ASCII punctuation goes ("St. Mary's" is "st marys", but a curly apostrophe stays),
+  words joined by a hyphen become one, accents count, "1,000" is "1000" but not "one thousand".
+- F1 is that of HotpotQA and 2WikiMultihopQA: yes, no and noanswer match whole or not at all. SQuAD
+  and MuSiQue compare them like other words: for "no one" instead of "no", 2/3 there and 0 here.
+- An empty answer earns 0 as a reward. On text that normalises to nothing ("The" for "A") the
+  scorers give an exact match, MuSiQue an F1 of 1 as well; here F1 is 0, as in the other three.
+
+Cover-EM is a different, more lenient metric: never put one number beside the other under one name.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from agentr1.parsing import answer_text
+from agentr1.parsing import MalformedCall, answer_text, is_well_formed_answer, parse_turn
 from agentr1.types import Row, StopReason, ToolOutcome, Trajectory
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -66,7 +76,7 @@ def gold_answers(row: Row) -> tuple[str, ...]:
 
 
 def predicted_answer(trajectory: Trajectory) -> str:
-    """What the policy answered outside its calls; "" where a limit cut it off before it could."""
+    """What the policy answered, see `parsing.answer_text`; "" where a limit cut it off before."""
     return answer_text(trajectory.final_text) if trajectory.stop_reason.is_terminal else ""
 
 
@@ -134,6 +144,16 @@ def f1_reward(trajectories: Sequence[Trajectory], **_: object) -> list[float]:
     return [_score(trajectory, f1) for trajectory in trajectories]
 
 
+def format_reward(trajectories: Sequence[Trajectory], **_: object) -> list[float]:
+    """Mean of two marks, each 0 or 1: the answer's form and that of the calls.
+
+    The answer's: the environment ended the episode and its last turn ends with one answer, see
+    `parsing.is_well_formed_answer`. The calls': none in the episode that cannot be read; whether
+    tool and arguments exist is no matter of form. An episode without calls has none that is wrong.
+    """
+    return [(_answer_form(t) + _calls_form(t)) / 2.0 for t in trajectories]
+
+
 def valid_call(row: Row, outcomes: tuple[ToolOutcome, ...], past: tuple[ToolOutcome, ...]) -> float:
     """1.0 for a turn that calls and makes no mistake in any of its calls, else 0.0.
 
@@ -149,8 +169,8 @@ def new_supporting_title(
 ) -> float:
     """Share of the row's supporting titles that this turn's results show for the first time.
 
-    A title is seen where a line of a successful result begins with "{title}: ". The rewards of an
-    episode add up to at most 1. A row whose `supporting_titles` is empty earns 0.
+    What counts as shown: `titles_shown`. The rewards of an episode add up to at most 1. A row whose
+    `supporting_titles` is empty earns 0.
     """
     titles = row.get("supporting_titles")
     if isinstance(titles, str) or not isinstance(titles, Sequence):
@@ -168,8 +188,9 @@ def repeated_query(
 ) -> float:
     """-1.0 for each call of this turn that equals an earlier one in name and arguments.
 
-    Earlier calls of the same turn count. Trying again after a fault of our infrastructure is no
-    repetition, and calls that could not be read are not compared.
+    Texts that differ in case or spacing alone are equal. Earlier calls of the same turn count.
+    Trying again after a fault of our infrastructure is no repetition, and calls that could not be
+    read are not compared.
     """
     earlier = [_call(outcome) for outcome in past if outcome.failure != "fault"]
     repeats = 0
@@ -177,6 +198,22 @@ def repeated_query(
         repeats += bool(outcome.name) and _call(outcome) in earlier
         earlier.append(_call(outcome))
     return -1.0 * repeats if repeats else 0.0
+
+
+def passages_in(result: str) -> list[str]:
+    """The passages of a search result, one `title: text` a line, as the search tool writes them."""
+    return [line for line in result.split("\n") if ": " in line and not line.startswith("[cut: ")]
+
+
+def titles_shown(titles: Iterable[str], result: str) -> set[str]:
+    """Those of the titles that a search result shows: its passages begin with "{title}: ".
+
+    Case, spacing and the way accents are encoded do not matter. A title that is another one up to
+    its colon ("Michael Jackson" and "Michael Jackson: The Last Photo Shoots") cannot be told from
+    it; both count as shown.
+    """
+    lines = [_comparable(line) for line in passages_in(result)]
+    return {t for t in titles if any(line.startswith(f"{_comparable(t)}: ") for line in lines)}
 
 
 def _score(trajectory: Trajectory, metric: Callable[[str, Sequence[str]], float]) -> float:
@@ -200,15 +237,25 @@ def _f1_of_one(prediction: str, answer: str) -> float:
     return 2.0 * shared / (predicted_words.total() + gold_words.total()) if shared else 0.0
 
 
+def _answer_form(trajectory: Trajectory) -> bool:
+    return trajectory.stop_reason.is_terminal and is_well_formed_answer(trajectory.final_text)
+
+
+def _calls_form(trajectory: Trajectory) -> bool:
+    calls = [c for turn in trajectory.turns for c in parse_turn(turn.message.content).calls]
+    return not any(isinstance(call, MalformedCall) for call in calls)
+
+
 def _titles_seen(titles: set[str], outcomes: tuple[ToolOutcome, ...]) -> set[str]:
-    lines = [
-        line
-        for outcome in outcomes
-        if outcome.failure is None
-        for line in outcome.content.splitlines()
-    ]
-    return {title for title in titles if any(line.startswith(f"{title}: ") for line in lines)}
+    results = [outcome.content for outcome in outcomes if outcome.failure is None]
+    return {title for result in results for title in titles_shown(titles, result)}
 
 
 def _call(outcome: ToolOutcome) -> tuple[str, dict[str, object]]:
-    return outcome.name, dict(outcome.arguments)
+    values = outcome.arguments.items()
+    return outcome.name, {k: _comparable(v) if isinstance(v, str) else v for k, v in values}
+
+
+def _comparable(text: str) -> str:
+    """The text in one case, with single spaces and composed accents."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())

@@ -18,12 +18,12 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentr1.scoring import Scored
-from agentr1.types import Trajectory
+from agentr1.types import Message, StopReason, Trajectory, Turn
 
 SCHEMA_VERSION = 1
 """Of the lines in `trajectories/`."""
@@ -131,13 +131,66 @@ def write_trajectories(
 
 def write_scores(path: Path, scored: Iterable[Scored]) -> None:
     """Write one line per evaluated row: its id, its metrics, the whole episode."""
-    records = (
-        {"schema": SCHEMA_VERSION, "id": s.row_id, "values": dict(s.values)}
-        | {"trajectory": dataclasses.asdict(s.trajectory)}
-        for s in scored
-    )
-    write_text(
-        path, "".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in records)
+    write_text(path, "".join(map(_score_line, scored)))
+
+
+def append_scores(path: Path, scored: Iterable[Scored]) -> None:
+    """Add lines as `write_scores` writes them; they are on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(map(_score_line, scored)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _score_line(scored: Scored) -> str:
+    record = {
+        "schema": SCHEMA_VERSION,
+        "id": scored.row_id,
+        "values": dict(scored.values),
+        "wall_seconds": scored.wall_seconds,
+        "trajectory": dataclasses.asdict(scored.trajectory),
+    }
+    return json.dumps(record, ensure_ascii=False, default=str) + "\n"
+
+
+def stream_scores(path: Path) -> Iterator[Scored]:
+    """Read evaluated rows back, one at a time, as they were written."""
+    for record in _records(path):
+        yield Scored(
+            record["id"],
+            record["values"],
+            trajectory_of(record["trajectory"]),
+            record.get("wall_seconds", 0.0),
+        )
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):  # the last line of a killed run may be cut
+                yield json.loads(line)
+
+
+def trajectory_of(record: Mapping[str, Any]) -> Trajectory:
+    """The episode that `dataclasses.asdict` and JSON made `record` of."""
+
+    def messages(records: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
+        return tuple(Message(**message) for message in records)
+
+    turns = [
+        turn
+        | {name: tuple(turn[name]) for name in ("action_ids", "logprobs", "observation_ids")}
+        | {"prompt_ids": None if turn["prompt_ids"] is None else tuple(turn["prompt_ids"])}
+        | {"message": Message(**turn["message"]), "observation": messages(turn["observation"])}
+        for turn in record["turns"]
+    ]
+    return Trajectory(
+        row=record["row"],
+        prompt=messages(record["prompt"]),
+        turns=tuple(Turn(**turn) for turn in turns),
+        stop_reason=StopReason(record["stop_reason"]),
+        seconds=record["seconds"],
     )
 
 
@@ -150,11 +203,9 @@ def read_scores(path: Path, metric: str) -> dict[str, float]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; is {path.parent.parent} a finished run?")
     values: dict[str, float] = {}
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            if metric not in record["values"]:
-                known = sorted(record["values"])
-                raise ValueError(f"{path} holds no metric {metric!r}, it has {known}")
-            values[record["id"]] = record["values"][metric]
+    for record in _records(path):
+        if metric not in record["values"]:
+            known = sorted(record["values"])
+            raise ValueError(f"{path} holds no metric {metric!r}, it has {known}")
+        values[record["id"]] = record["values"][metric]
     return values

@@ -11,6 +11,7 @@ the interval has zero width. That is lack of evidence, not certainty, so show `n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -70,6 +71,43 @@ def paired_difference(
     first = _checked([a[i] for i in ids], "a")
     second = _checked([b[i] for i in ids], "b")
     return mean_ci((first - second).tolist(), confidence, seed)
+
+
+class McNemar(NamedTuple):
+    """Rows on which exactly one of two sides was right.
+
+    Attributes:
+        only_a: right on side a alone.
+        only_b: right on side b alone.
+        p: chance of a split at least as uneven, were both sides equally good.
+    """
+
+    only_a: int
+    only_b: int
+    p: float
+
+
+def mcnemar(a: Mapping[str, float], b: Mapping[str, float]) -> McNemar | None:
+    """The exact two-sided McNemar test of two sides' rights and wrongs on the same rows.
+
+    Args:
+        a: 0 or 1 by row id.
+        b: 0 or 1 by row id, for exactly the same ids.
+
+    Returns:
+        None where a value is neither 0 nor 1: the test is not made for it.
+    """
+    if a.keys() != b.keys():
+        raise ValueError(
+            f"McNemar's test needs the same row ids on both sides, got {len(a)} and {len(b)} ids "
+            f"of which {len(a.keys() & b.keys())} are shared; restrict both to the shared ids"
+        )
+    if not {*a.values(), *b.values()} <= {0.0, 1.0}:
+        return None
+    only_a, only_b = sum(a[i] > b[i] for i in a), sum(a[i] < b[i] for i in a)
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return McNemar(only_a, only_b, min(1.0, 2 * tail / 2**n))
 
 
 def unpaired_difference(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 
+import bm25s
+import numpy as np
 import pytest
 
-from agentr1.retrieval.base import Passage, load_passages
-from agentr1.retrieval.bm25 import Bm25Index
+from agentr1.retrieval.base import Passage
+from agentr1.retrieval.bm25 import Bm25Index, words_of
+from retrieval.corpora import WORDS, random_passages, random_queries
 
 PASSAGES = [
     Passage("a", "The Silver Lantern", "A novel of 1871 by Bora Tevi."),
@@ -22,41 +22,41 @@ PASSAGES = [
 ]
 
 
-def _ids(passages: list[Passage]) -> list[str]:
-    return [passage.id for passage in passages]
+def _found(index: Bm25Index, query: str, k: int) -> list[str]:
+    return [hit.passage.id for hit in index.search([query], k)[0]]
 
 
 def test_title_and_text_are_both_searched() -> None:
     index = Bm25Index(PASSAGES)
-    assert _ids(index.search("the silver lantern", 1)) == ["a"]
-    assert _ids(index.search("Which town is in Ostria?", 1)) == ["c"]
+    assert _found(index, "the silver lantern", 1) == ["a"]
+    assert _found(index, "Which town is in Ostria?", 1) == ["c"]
 
 
 def test_case_and_punctuation_do_not_matter() -> None:
     index = Bm25Index(PASSAGES)
-    assert index.search("SILVER, lantern!", 4) == index.search("silver lantern", 4)
+    assert _found(index, "SILVER, lantern!", 4) == _found(index, "silver lantern", 4)
 
 
 def test_only_passages_that_share_a_word_come_back() -> None:
     index = Bm25Index(PASSAGES)
-    assert _ids(index.search("Keldora", 4)) == ["c", "b"]
+    assert _found(index, "Keldora", 4) == ["c", "b"]
 
 
 @pytest.mark.parametrize("query", ["", "   ", "?!", "zebra quagga"])
 def test_a_query_without_known_words_finds_nothing(query: str) -> None:
-    assert Bm25Index(PASSAGES).search(query, 3) == []
+    assert Bm25Index(PASSAGES).search([query], 3) == [[]]
 
 
 def test_unknown_words_do_not_disturb_known_ones() -> None:
     index = Bm25Index(PASSAGES)
-    assert index.search("zebra Keldora", 2) == index.search("Keldora", 2)
+    assert _found(index, "zebra Keldora", 2) == _found(index, "Keldora", 2)
 
 
 def test_ties_go_to_the_earlier_passage() -> None:
     twins = [Passage(str(n), f"Twin {n}", "the same words") for n in range(50)]
     for count in (1, 3, 49, 50, 60):
         expected = [str(n) for n in range(min(count, 50))]
-        assert _ids(Bm25Index(twins).search("same words", count)) == expected
+        assert _found(Bm25Index(twins), "same words", count) == expected
 
 
 def test_the_best_k_are_a_prefix_of_the_whole_ranking() -> None:
@@ -69,37 +69,42 @@ def test_the_best_k_are_a_prefix_of_the_whole_ranking() -> None:
     index = Bm25Index(corpus)
     for _ in range(20):
         query = " ".join(rng.choices(words, k=3))
-        whole = index.search(query, len(corpus))
-        assert [index.search(query, k) for k in (1, 2, 7)] == [whole[:k] for k in (1, 2, 7)]
+        whole = _found(index, query, len(corpus))
+        assert [_found(index, query, k) for k in (1, 2, 7)] == [whole[:k] for k in (1, 2, 7)]
 
 
 def test_an_empty_corpus_and_a_useless_k_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one passage"):
         Bm25Index([])
     with pytest.raises(ValueError, match="k of at least 1, got 0"):
-        Bm25Index(PASSAGES).search("silver", 0)
+        Bm25Index(PASSAGES).search(["silver"], 0)
 
 
-@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz"])
-def test_load_passages_reads_plain_and_gzipped_files(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    record = {"id": 7, "title": "Keldora", "text": "Ā town.", "extra": 1}
-    content = (json.dumps(record, ensure_ascii=False) + "\n\n").encode()
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    assert load_passages(path) == [Passage("7", "Keldora", "Ā town.")]
+def test_a_score_comes_with_every_passage_and_falls_along_the_ranking() -> None:
+    hits = Bm25Index(PASSAGES).search(["Keldora Lora"], 4)[0]
+    assert [hit.passage.id for hit in hits] == ["c", "b", "d"]
+    assert hits[0].score > hits[1].score > hits[2].score > 0
 
 
-@pytest.mark.parametrize("line", ["not json", "[1]", '{"id": 1, "title": "x"}'])
-def test_load_passages_names_the_broken_line(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text('{"id": 1, "title": "x", "text": "y"}\n' + line + "\n")
-    with pytest.raises(ValueError, match="line 2"):
-        load_passages(path)
+def test_the_ranking_is_that_of_the_full_sum_of_bm25s() -> None:
+    passages = random_passages(3000)
+    index = Bm25Index(passages)
+    reference = bm25s.BM25(method="lucene")
+    words = [words_of(f"{passage.title} {passage.text}") for passage in passages]
+    reference.index(words, show_progress=False)
+    for query in [*random_queries(60), "w1 w1 w2", " ".join(WORDS)]:
+        scores = reference.get_scores_from_ids(reference.get_tokens_ids(words_of(query)))
+        order = np.argsort(-scores, kind="stable")
+        expected = [(place, scores[place]) for place in order.tolist() if scores[place] > 0]
+        for k in (1, 4, 3000):
+            assert index.rank([query], k)[0] == expected[:k]
 
 
-def test_load_passages_refuses_other_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\.jsonl"):
-        load_passages(tmp_path / "corpus.csv")
+def test_many_queries_are_answered_as_each_alone() -> None:
+    index = Bm25Index(random_passages(300))
+    queries = [*random_queries(30), "", "zebra"]
+    assert index.search(queries, 5) == [index.search([query], 5)[0] for query in queries]
+    assert index.search([], 5) == []
 
 
 def test_the_index_imports_no_torch() -> None:

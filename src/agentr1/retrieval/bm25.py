@@ -1,23 +1,28 @@
-"""Lexical ranking of passages in process: Okapi BM25 over words, on the bm25s library.
+"""Lexical ranking of passages: Okapi BM25 over words, on the bm25s library.
 
 Layer 1. The index of laptops and of the quickstart: no server, no model, no torch, and the same
-order for the same query everywhere, since ties are broken by the place in the corpus.
+order for the same query everywhere, since ties are broken by the place in the corpus. A list is
+indexed in memory; `postings.py` builds a folder of the same numbers for a corpus of any size, and
+`Bm25Index.open` maps it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import bm25s
-import numpy as np
 
-from agentr1.retrieval.base import Passage
+from agentr1.retrieval.base import Hit, Passage
+from agentr1.retrieval.maxscore import Postings
 
+METHOD = "lucene"
 _WORD = re.compile(r"\w+")
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """Split a text as both passages and queries are: lower-cased runs of letters and digits."""
     return _WORD.findall(text.lower())
 
 
@@ -26,34 +31,45 @@ class Bm25Index:
 
     Args:
         passages: the corpus, at least one passage.
+        ranker: numbers already there for these passages; by default they are computed, in memory.
     """
 
-    def __init__(self, passages: Sequence[Passage]) -> None:
+    def __init__(self, passages: Sequence[Passage], ranker: bm25s.BM25 | None = None) -> None:
         if not passages:
             raise ValueError("expected at least one passage to index, got none: check the corpus")
-        self._passages = tuple(passages)
-        self._bm25 = bm25s.BM25(method="lucene", backend="numpy")
-        words = [_words(f"{passage.title} {passage.text}") for passage in self._passages]
-        self._bm25.index(words, show_progress=False)
+        self.passages = passages
+        if ranker is None:
+            ranker = bm25s.BM25(method=METHOD, backend="numpy")
+            words = [words_of(f"{passage.title} {passage.text}") for passage in passages]
+            ranker.index(words, show_progress=False)
+        self._bm25 = ranker
+        weights, places, ends = (ranker.scores[name] for name in ("data", "indices", "indptr"))
+        self._postings = Postings(weights, places, ends, len(passages))
+
+    @classmethod
+    def open(cls, folder: Path, passages: Sequence[Passage]) -> Bm25Index:
+        """Map an index that was built into a folder; only its vocabulary is read into memory."""
+        return cls(passages, bm25s.BM25.load(folder, mmap=True))
 
     def __len__(self) -> int:
-        return len(self._passages)
+        return len(self.passages)
 
-    def search(self, query: str, k: int) -> list[Passage]:
-        """Return at most `k` passages that share a word with the query, best first."""
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """Return per query at most `k` passages that share a word with it, best first."""
+        return [
+            [Hit(self.passages[place], score) for place, score in ranking]
+            for ranking in self.rank(queries, k)
+        ]
+
+    def rank(self, queries: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
+        """Return per query the places in the corpus that `search` finds, with their scores."""
         if k < 1:
             raise ValueError(f"expected k of at least 1, got {k}")
-        word_ids = self._bm25.get_tokens_ids(_words(query))
+        return [self._rank(query, k) for query in queries]
+
+    def _rank(self, query: str, k: int) -> list[tuple[int, float]]:
+        word_ids = self._bm25.get_tokens_ids(words_of(query))
         if not word_ids:
             return []
-        scores = self._bm25.get_scores_from_ids(word_ids)  # (passages,)
-        return [self._passages[index] for index in _best(scores, k)]
-
-
-def _best(scores: np.ndarray, k: int) -> list[int]:
-    """Indices of the `k` highest positive scores; the earlier passage wins a tie."""
-    # Only the candidates are sorted: a full sort costs milliseconds on a corpus of some size.
-    floor = np.partition(scores, -k)[-k] if k < len(scores) else 0.0
-    candidates = np.flatnonzero((scores >= floor) & (scores > 0.0))
-    order = np.argsort(-scores[candidates], kind="stable")[:k]
-    return candidates[order].tolist()
+        places, scores = self._postings.best(word_ids, k)
+        return list(zip(places.tolist(), scores.tolist(), strict=True))

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agentr1.retrieval.base import Retriever, load_passages
-from agentr1.retrieval.bm25 import Bm25Index
-from agentr1.tools.threads import in_daemon_thread
+from agentr1.retrieval.base import Retriever
+from agentr1.retrieval.places import open_retriever
+from agentr1.tools.base import ToolError
 
-_FAST_PASSAGES = 10_000
-"""Up to this size a BM25 search takes well under a millisecond, about what a thread costs."""
+_LONGEST_QUERY = 2000
+"""Characters. One request to a server holds the queries of many episodes: it must not be refused
+for the query of one of them."""
 
 
 class Search:
@@ -24,8 +25,7 @@ class Search:
     Args:
         retriever: ranks the passages.
         k: passages a search returns at most.
-        in_thread: search off the event loop. False only for a retriever that answers within a
-            millisecond: anything slower would hold up every other rollout.
+        passage_chars: longer passages are cut there, at the end of a word; None shows them whole.
     """
 
     name = "search"
@@ -36,23 +36,41 @@ class Search:
         "required": ["query"],
     }
 
-    def __init__(self, retriever: Retriever, k: int = 3, in_thread: bool = True) -> None:
+    def __init__(self, retriever: Retriever, k: int = 3, passage_chars: int | None = None) -> None:
         if k < 1:
             raise ValueError(f"k is {k}, expected at least one passage")
+        if passage_chars is not None and passage_chars < 1:
+            raise ValueError(f"passage_chars is {passage_chars}, expected at least 1, or None")
         self.retriever = retriever
         self.k = k
-        self.in_thread = in_thread
+        self.passage_chars = passage_chars
 
     @classmethod
-    def from_corpus(cls, path: str | Path, k: int = 3) -> Search:
-        """Index a corpus file with BM25; build it once and share it between environments."""
-        passages = load_passages(path)
-        return cls(Bm25Index(passages), k, in_thread=len(passages) > _FAST_PASSAGES)
+    def from_corpus(cls, place: str | Path, k: int = 3, passage_chars: int | None = None) -> Search:
+        """Open a passages file, an index folder or a server's address for searching.
+
+        Build it once and share it between environments.
+
+        Raises:
+            ConnectionError: no retriever answers at the address.
+        """
+        return cls(open_retriever(place), k, passage_chars)
 
     async def __call__(self, query: str) -> str:
         """Return the best passages, one `title: text` a line."""
-        if self.in_thread:
-            found = await in_daemon_thread(self.retriever.search, query=query, k=self.k)
-        else:
-            found = self.retriever.search(query, self.k)
-        return "\n".join(f"{passage.title}: {passage.text}" for passage in found) or "No results."
+        if len(query) > _LONGEST_QUERY:
+            raise ToolError(
+                f"the query has {len(query)} characters, expected at most {_LONGEST_QUERY}"
+            )
+        # JSON can spell half a surrogate pair, which is no text that could be sent or searched.
+        query = query.encode("utf-8", errors="replace").decode("utf-8")
+        found = await self.retriever.find(query, self.k)
+        lines = (self._line(hit.passage.title, hit.passage.text) for hit in found)
+        return "\n".join(lines) or "No results."
+
+    def _line(self, title: str, text: str) -> str:
+        """A passage without line breaks: whoever reads results finds the titles at line starts."""
+        limit = self.passage_chars
+        if limit is not None and len(text) > limit:
+            text = f"{text[: limit + 1].rpartition(' ')[0] or text[:limit]} ..."
+        return " ".join(f"{title}: {text}".splitlines())

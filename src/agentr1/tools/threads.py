@@ -46,6 +46,16 @@ async def in_daemon_thread(function: Callable[..., Any], /, **arguments: Any) ->
     return await answer
 
 
+def start_daemon(function: Callable[[], None]) -> None:
+    """Run a blocking function in a daemon thread that nobody waits for; it must not raise."""
+
+    def work() -> Callable[[], None]:
+        function()
+        return lambda: None
+
+    _idle_worker().give(work)
+
+
 class _Worker:
     """One daemon thread and its letter box."""
 

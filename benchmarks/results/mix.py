@@ -1,0 +1,70 @@
+"""The questions of the project's own results: what is trained on, selected on and tested on.
+
+Trains on HotpotQA's and 2Wiki's train rows with supporting titles or without, selects checkpoints
+on some of them that are kept apart, and tests on dev rows of HotpotQA, 2Wiki and MuSiQue, of which
+nothing is trained on. Passages are those of all three sets.
+
+    python -m benchmarks.results.mix runs/results/gpu --questions 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentr1.runs import write_json, write_text
+
+TRAINED = ("hotpotqa", "2wiki")
+TESTED = ("hotpotqa", "2wiki", "musique")
+HELD_OUT = 200
+"""Train rows that checkpoints are selected on."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write `OUT/data`: train, dev, test, corpus and `mix.json`, which says what they are."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.results.mix", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder that holds the three sets")
+    parser.add_argument("--questions", type=int, help="test so many of each set")
+    options = parser.parse_args(argv)
+    out, data = options.out, options.out / "data"
+    trained = _shuffled(row for name in TRAINED for row in _rows(out / name / "train.jsonl"))
+    tested = [
+        row
+        for name in TESTED
+        for row in _shuffled(_rows(out / name / "dev.jsonl"))[: options.questions]
+    ]
+    parts = {"train": trained[HELD_OUT:], "dev": trained[:HELD_OUT], "test": tested}
+    for split, rows in parts.items():
+        write_text(data / f"{split}.jsonl", "".join(_line(row) for row in rows))
+    seen: set[str] = set()
+    corpus = (p for name in TESTED for p in _rows(out / name / "corpus.jsonl"))
+    lines = [_line(p) for p in corpus if p["id"] not in seen and not seen.add(p["id"])]
+    write_text(data / "corpus.jsonl", "".join(lines))
+    counts = {split: Counter(row["source"] for row in rows) for split, rows in parts.items()}
+    write_json(data / "mix.json", {"rows": counts, "passages": len(lines)})
+    print({split: dict(count) for split, count in counts.items()}, f"{len(lines)} passages")
+    return 0
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def _shuffled(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In an order that depends on the ids alone."""
+    return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

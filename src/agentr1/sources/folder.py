@@ -1,0 +1,127 @@
+"""The folder of a prepared data set: what it may replace, and how it changes in one piece.
+
+Layer 1. Files are written aside, in `.partial`, and renamed when all are complete; `card.json` goes
+first and comes last, so a folder with a card is whole. Knows names and bytes, no questions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from agentr1.sources.lines import stamp_of
+from agentr1.sources.table import SPLITS
+
+CARD = "card.json"
+README = "README.md"
+CORPUS = "corpus.jsonl"
+SCHEMA = 1
+"""Of the card."""
+_NAMES = (CARD, README, *(f"{s}.jsonl{end}" for s in (*SPLITS, "corpus") for end in ("", ".gz")))
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The card of a prepared folder, or None where nothing of this kind is.
+
+    Raises:
+        FileExistsError: files are there that no card describes.
+        ValueError: the card is not one of ours.
+    """
+    found = [name for name in _NAMES if (folder / name).exists()]
+    if not found:
+        return None
+    if CARD not in found:
+        raise FileExistsError(
+            f"--out {folder} holds {', '.join(found)} and no {CARD}, so it was made by hand or its "
+            "writing was cut off; give another --out, or --force to replace these files"
+        )
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        known = card["schema"] == SCHEMA
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CARD} is no card of a data set: {error}; {_ways()}") from error
+    if not known:
+        raise ValueError(
+            f"{folder / CARD} has schema {card['schema']}, expected {SCHEMA}; {_ways()}"
+        )
+    return card
+
+
+def check_files(folder: Path, card: Mapping[str, Any]) -> None:
+    """See that the files are those the card describes.
+
+    Raises:
+        ValueError: one is missing or has changed.
+    """
+    for stamp in filter(None, (*card["splits"].values(), card["corpus"])):
+        path = folder / stamp["file"]
+        if not path.is_file() or stamp_of(path)["sha256"] != stamp["sha256"]:
+            raise ValueError(
+                f"{path} has changed since {CARD} was written, or is missing; {_ways()}"
+            )
+
+
+def _ways() -> str:
+    return "give another --out, or --force to write it anew"
+
+
+class Staging:
+    """`.partial` in the folder while it is being written; gone afterwards, whatever happened.
+
+    Attributes:
+        folder: the one being written; made if it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._aside = folder / ".partial"
+
+    def __enter__(self) -> Self:
+        self._made = not self.folder.exists()
+        self._aside.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._aside / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RuntimeError(
+                f"another process is writing {self.folder}; wait for it, or give another --out"
+            ) from error
+        for path in self._aside.iterdir():  # of a process that was killed
+            if path.name != "lock":
+                path.unlink()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._aside)
+        self._lock.close()
+        if self._made and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def path(self, name: str) -> Path:
+        """Where to write a file."""
+        return self._aside / name
+
+    def publish(self, *, replace: bool) -> None:
+        """Put every file written so far under its real name.
+
+        Args:
+            replace: remove what the folder held of this kind and was not written now.
+        """
+        written = {path.name for path in self._aside.iterdir()} - {"lock"}
+        (self.folder / CARD).unlink(missing_ok=True)
+        for name in _NAMES if replace else ():
+            if name not in written:
+                (self.folder / name).unlink(missing_ok=True)
+        for name in sorted(written, key=lambda name: name == CARD):
+            self.path(name).replace(self.folder / name)

@@ -1,0 +1,60 @@
+"""MuSiQue: twenty paragraphs, and the single-hop questions that the question is made of.
+
+Layer 1. Reads the lines of `musique_ans_v1.0_*.jsonl` and `musique_full_v1.0_*.jsonl`. The latter
+hold contrast questions whose paragraphs lack the answer; they come out as not answerable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentr1.sources.base import (
+    Context,
+    Question,
+    list_of,
+    optional_text,
+    text_of,
+    texts_of,
+    unique,
+    wrong,
+)
+
+
+def read(record: Mapping[str, Any], place: str) -> Question:
+    """One record of MuSiQue."""
+    identity = text_of(record, "id", place)
+    paragraphs = list_of(record, "paragraphs", place)
+    steps = list_of(record, "question_decomposition", place) if "answer" in record else ()
+    if not all(isinstance(entry, Mapping) for entry in (*paragraphs, *steps)):
+        raise wrong(record, "paragraphs", place, "a list of objects, as question_decomposition")
+    passages = tuple(
+        Context(
+            optional_text(paragraph, "title", f"{place}, paragraph {i}") or "",
+            optional_text(paragraph, "paragraph_text", f"{place}, paragraph {i}") or "",
+        )
+        for i, paragraph in enumerate(paragraphs)
+    )
+    gold = _in_order_of_hops(paragraphs, steps)
+    answer = optional_text(record, "answer", place)
+    return Question(
+        id=identity,
+        question=text_of(record, "question", place),
+        answers=unique([answer, *texts_of(record, "answer_aliases", place)]) if answer else (),
+        supporting_titles=unique(passages[i].title for i in gold),
+        hops=len(steps) or None,
+        type=identity.partition("__")[0],
+        passages=passages,
+        gold=gold,
+        answerable=record.get("answerable") is not False,
+    )
+
+
+def _in_order_of_hops(
+    paragraphs: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]
+) -> tuple[int, ...]:
+    """Where the supporting paragraphs are, the one for the first hop first."""
+    places = {paragraph.get("idx", i): i for i, paragraph in enumerate(paragraphs)}
+    named = [places[key] for s in steps if (key := s.get("paragraph_support_idx")) in places]
+    marked = [i for i, paragraph in enumerate(paragraphs) if paragraph.get("is_supporting") is True]
+    return tuple(dict.fromkeys([*named, *marked]))

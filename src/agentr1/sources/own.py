@@ -1,0 +1,46 @@
+"""This project's own rows, of any data set: `question` and `answers`, and passages by their ids.
+
+Layer 1. Every column is kept, so that what was written once can be sampled or mixed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentr1.sources.base import (
+    Question,
+    list_of,
+    optional_text,
+    text_of,
+    texts_of,
+    unique,
+    wrong,
+)
+
+_COLUMNS = ("id", "question", "answers", "answer", "prompt")
+
+
+def is_own(record: Mapping[str, Any]) -> bool:
+    """Whether a record is a row already: none of the official shapes has `answers`."""
+    return "answers" in record
+
+
+def read(record: Mapping[str, Any], place: str) -> Question:
+    """One row of ours."""
+    answers = list_of(record, "answers", place)
+    if not all(type(answer) in (str, int, float) for answer in answers):
+        raise wrong(record, "answers", place, "a list of texts or numbers")
+    hops = record.get("hops")
+    if hops is not None and type(hops) is not int:
+        raise wrong(record, "hops", place, "a whole number, or missing")
+    for name in ("supporting_titles", "gold_ids"):
+        texts_of(record, name, place)
+    for name in ("type", "level", "source"):
+        optional_text(record, name, place)
+    return Question(
+        id=optional_text(record, "id", place) or "",
+        question=text_of(record, "question", place),
+        answers=unique(str(answer).strip() for answer in answers),
+        more={name: value for name, value in record.items() if name not in _COLUMNS},
+    )

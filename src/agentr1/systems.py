@@ -1,0 +1,340 @@
+"""The systems that `agentr1 eval` compares: what each is, and how it is loaded and played.
+
+Layer 7, above recipes and models, below the verbs. All systems answer the same rows under one
+budget: what the policy may retrieve in all its searches, a system without searches of its own gets
+at once. Home of `load_player`, which `play` shares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from agentr1.codec import Codec
+from agentr1.context import with_context
+from agentr1.data import find_corpus
+from agentr1.engines.in_process import InProcessEngine
+from agentr1.envs.base import Env, EnvFactory
+from agentr1.envs.few_shot import FewShot
+from agentr1.envs.one_shot import ClosedBookEnv, NaiveRagEnv
+from agentr1.envs.tool_env import ToolEnv
+from agentr1.models import ModelSource, eos_ids, load_policy, load_tokenizer, resolve_model
+from agentr1.recipe import Recipe, Task, build_task, find_path, load_recipe, search_roots
+from agentr1.retrieval.base import Hit
+from agentr1.retrieval.remote import is_address
+from agentr1.rollout import Limits
+from agentr1.sft import read_conversations, recorded
+from agentr1.tools.search import Search
+from agentr1.types import Message
+
+SYSTEMS: dict[str, str] = {
+    "policy": "the model named by --model, in the recipe's environment",
+    "closed_book": "untrained, the question alone",
+    "naive_rag": "untrained, one retrieval for the question, then the answer",
+    "base_tool_call": "untrained, in the recipe's environment",
+    "few_shot": "untrained, in the recipe's environment after two demonstrations",
+    "cold_start": "the model named by --cold-start, in the recipe's environment",
+}
+"""Name to what it is; "untrained" is the recipe's own model."""
+
+DEMONSTRATIONS = 2
+"""Conversations that `few_shot` is shown."""
+
+
+class Budget(NamedTuple):
+    """What a system may use for one question.
+
+    Attributes:
+        turns: model calls.
+        tokens: after the prompt, actions and observations together.
+        answer_tokens: of one turn, so of an answer.
+        passages: retrieved, in all searches together.
+        passage_tokens: of all passages together.
+    """
+
+    turns: int
+    tokens: int
+    answer_tokens: int
+    passages: int
+    passage_tokens: int
+
+    def __str__(self) -> str:
+        return (
+            f"at most {self.passages} passages of {self.passage_tokens} tokens together, "
+            f"{self.answer_tokens} tokens an answer; with tools {self.turns} turns and "
+            f"{self.tokens} tokens in all"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """One of `SYSTEMS`, with the weights it plays with."""
+
+    name: str
+    source: ModelSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """A system ready to play a recipe's rows."""
+
+    recipe: Recipe
+    task: Task
+    codec: Codec
+    engine: InProcessEngine
+    limits: Limits
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A loaded model with its tokenizer; several systems share them."""
+
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+    model: Any
+
+
+def prepare(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Task]:
+    """Resolve a recipe for playing; no weights are loaded.
+
+    Raises:
+        ValueError, FileNotFoundError: a mistake in the recipe or the command.
+    """
+    disable_progress_bar()
+    recipe = load_recipe(name, overrides)
+    recipe.training.use_vllm = False  # a policy that is not trained is loaded here anyway
+    recipe.training.check_for_environment()
+    return recipe, build_task(recipe.arguments)
+
+
+def load_player(name: str, overrides: Sequence[str] = (), policy: str | None = None) -> Player:
+    """Resolve a recipe and load a policy for it.
+
+    Args:
+        name: recipe, see `recipe.find_recipe`.
+        overrides: command-line options that overrule the recipe's keys.
+        policy: see `find_policy`.
+
+    Raises:
+        ValueError, FileNotFoundError: a mistake in the recipe or the command.
+    """
+    recipe, task = prepare(name, overrides)
+    return player("policy", recipe, task, load_weights(find_policy(policy, recipe), recipe))
+
+
+def find_policy(name: str | None, recipe: Recipe) -> ModelSource:
+    """Where a policy's weights are.
+
+    Args:
+        name: model id, model folder, adapter folder or run folder; None for the recipe's own.
+        recipe: it is to play.
+    """
+    named = name or str(recipe.model.model_name_or_path)
+    final = Path(named) / "final"
+    return resolve_model(str(final) if final.is_dir() else named, search_roots())
+
+
+def load_weights(source: ModelSource, recipe: Recipe) -> Weights:
+    """Load a model for inference, in the recipe's precision."""
+    tokenizer = load_tokenizer(source, search_roots())
+    dtype = str(recipe.model.dtype)
+    model: Any = load_policy(source, search_roots(), dtype=dtype, attn_implementation="sdpa")
+    return Weights(source, tokenizer, model.to(device_of(recipe)).eval())
+
+
+def device_of(recipe: Recipe) -> str:
+    """Where a recipe's policies are played."""
+    return "cuda" if torch.cuda.is_available() and not recipe.training.use_cpu else "cpu"
+
+
+def choose(
+    recipe: Recipe,
+    task: Task,
+    baselines: Sequence[str] = (),
+    policy: str | None = None,
+    cold_start: str | None = None,
+) -> tuple[list[System], list[str]]:
+    """Which systems to compare, the policy first; nothing is loaded.
+
+    Args:
+        recipe: theirs.
+        task: of the recipe.
+        baselines: names, or "all" for every one that can be played here.
+        policy: see `find_policy`.
+        cold_start: the same for the system of that name.
+
+    Returns:
+        The systems, and why each that "all" would name is not among them.
+
+    Raises:
+        ValueError: no such baseline, or one that is named lacks something.
+        FileNotFoundError: no such model.
+    """
+    known = [name for name in SYSTEMS if name != "policy"]
+    if unknown := [name for name in baselines if name not in (*known, "all")]:
+        raise ValueError(f"--baselines: unknown {unknown}, expected all, or some of {known}")
+    lacking = {name: _lacking(name, recipe, task, cold_start) for name in known}
+    for name in baselines:
+        if name != "all" and lacking[name]:
+            raise ValueError(f"--baselines {name}: {lacking[name]}")
+    every = "all" in baselines
+    chosen = [n for n in known if n in baselines or (every and not lacking[n])]
+    models = {"policy": policy, "cold_start": cold_start}
+    systems = [System(n, find_policy(models.get(n), recipe)) for n in ("policy", *chosen)]
+    return systems, [f"{n} is left out: {why}" for n, why in lacking.items() if every and why]
+
+
+def _lacking(name: str, recipe: Recipe, task: Task, cold_start: str | None) -> str | None:
+    """What a baseline needs and does not have here."""
+    if name == "cold_start" and cold_start is None:
+        return "it needs the model of a supervised cold start, --cold-start MODEL"
+    if name == "few_shot" and recipe.arguments.demonstrations is None:
+        return (
+            f"it shows the first {DEMONSTRATIONS} conversations of the recipe's `demonstrations`, "
+            "and the recipe names none; add --demonstrations FILE"
+        )
+    if name in ("closed_book", "naive_rag") and "question" not in task.train[0]:
+        return f"rows need a `question`, they have {sorted(task.train[0])}"
+    if name == "naive_rag" and search_of(task) is None:
+        return "it needs agentr1.tools.search.Search among the recipe's tools"
+    return None
+
+
+def search_of(task: Task) -> Search | None:
+    """The search tool of a task, if it has one."""
+    env = task.env_factory()
+    tools = env.runner.tools if isinstance(env, ToolEnv) else ()
+    return next((tool for tool in tools if isinstance(tool, Search)), None)
+
+
+def corpus_of(recipe: Recipe, task: Task) -> Path | str | None:
+    """Where the passages are that a task's search tool looks through, if it has one."""
+    if search_of(task) is None:
+        return None
+    named = recipe.arguments.corpus
+    if named is not None and not is_address(named):
+        named = find_path(named, "corpus")
+    return find_corpus(find_path(recipe.arguments.dataset, "dataset folder"), named)
+
+
+def budget_of(recipe: Recipe) -> Budget:
+    """What a recipe allows its policy for one question, for all systems alike.
+
+    Searches are counted one a turn, the last turn is the answer's. Without `max_turn_tokens` an
+    answer is left half of the tokens.
+    """
+    limits, arguments = recipe.training.limits, recipe.arguments
+    searches = [limits.max_turns - 1, arguments.max_calls, arguments.tool_max_calls]
+    answer = min(
+        limits.max_turn_tokens or limits.max_completion_length // 2, limits.max_completion_length
+    )
+    shown = [limits.max_completion_length - answer, limits.max_observation_tokens]
+    return Budget(
+        turns=limits.max_turns,
+        tokens=limits.max_completion_length,
+        answer_tokens=answer,
+        passages=arguments.search_top_k * max(1, min(n for n in searches if n is not None)),
+        passage_tokens=min(n for n in shown if n is not None),
+    )
+
+
+def player(name: str, recipe: Recipe, task: Task, weights: Weights) -> Player:
+    """Make one of `SYSTEMS` ready to play.
+
+    Raises:
+        ValueError, FileNotFoundError: demonstrations that cannot be read, or a context that the
+            first row does not fit into.
+    """
+    limits: Limits = recipe.training.limits
+    if name in ("closed_book", "naive_rag"):
+        answer = budget_of(recipe).answer_tokens
+        limits = dataclasses.replace(
+            limits, max_turns=1, max_turn_tokens=answer, max_completion_length=answer
+        )
+        codec = Codec(weights.tokenizer, (), weights.source.path_or_id)
+        task = dataclasses.replace(task, env_factory=_one_shot(name, recipe, task, codec))
+    else:
+        schemas = task.env_factory().tool_schemas
+        codec = Codec(weights.tokenizer, schemas, weights.source.path_or_id)
+        if name == "few_shot":
+            shown, make = demonstrations(recipe, codec), task.env_factory
+            task = dataclasses.replace(task, env_factory=lambda: FewShot(make(), shown))
+        task = with_context(task, recipe, codec)
+    stop_ids = sorted(codec.stop_ids | eos_ids(weights.model))
+    engine = InProcessEngine(weights.model, stop_ids, recipe.training.max_slots)
+    return Player(recipe, task, codec, engine, limits)
+
+
+def _one_shot(name: str, recipe: Recipe, task: Task, codec: Codec) -> EnvFactory:
+    """Environments of one turn: the question, and for Naive RAG all passages at once."""
+    if name == "closed_book":
+        return ClosedBookEnv
+    search, budget = search_of(task), budget_of(recipe)
+    assert search is not None  # `choose` has seen it
+
+    def tokens(text: str) -> int:
+        return len(codec.action(text)) - len(codec.end_of_turn_ids)
+
+    retriever = WithinTokens(search, budget.passage_tokens, tokens)
+
+    def make() -> Env:
+        return NaiveRagEnv(retriever, budget.passages)
+
+    return make
+
+
+class WithinTokens:
+    """What a search tool's retriever finds, from the best on, as long as it fits.
+
+    Args:
+        search: the tool; passages are cut as it cuts them.
+        max_tokens: of all passages together.
+        count: tokens of a text.
+    """
+
+    def __init__(self, search: Search, max_tokens: int, count: Callable[[str], int]) -> None:
+        self._search = search
+        self._max_tokens = max_tokens
+        self._count = count
+
+    async def find(self, query: str, k: int) -> list[Hit]:
+        """At most `k` hits; the worst are dropped until the rest fits."""
+        hits = [self._cut(hit) for hit in await self._search.retriever.find(query, k)]
+        lines = [f"{hit.passage.title}: {hit.passage.text}\n" for hit in hits]
+        used = itertools.accumulate(map(self._count, lines))
+        return [hit for hit, total in zip(hits, used, strict=True) if total <= self._max_tokens]
+
+    def _cut(self, hit: Hit) -> Hit:
+        limit, text = self._search.passage_chars, hit.passage.text
+        if limit is None or len(text) <= limit:
+            return hit
+        text = f"{text[: limit + 1].rpartition(' ')[0] or text[:limit]} ..."
+        return hit._replace(passage=dataclasses.replace(hit.passage, text=text))
+
+
+def demonstrations(recipe: Recipe, codec: Codec) -> list[Message]:
+    """The first conversations of a recipe's demonstrations, without their system prompts.
+
+    Raises:
+        ValueError, FileNotFoundError: there are none, or one is no conversation.
+    """
+    path = find_path(str(recipe.arguments.demonstrations), "demonstrations")
+    shown = list(itertools.islice(read_conversations(path), DEMONSTRATIONS))
+    if len(shown) < DEMONSTRATIONS:
+        raise ValueError(
+            f"{path} holds {len(shown)} conversations, few_shot shows {DEMONSTRATIONS}; add some"
+        )
+    found: list[Message] = []
+    for place, conversation in shown:
+        try:
+            found += recorded(conversation, codec).messages
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+    return [message for message in found if message.role != "system"]

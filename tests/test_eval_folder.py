@@ -1,0 +1,103 @@
+"""An evaluation on the disk: what is done is done, what was cut is not, nothing is mixed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agentr1.eval_folder import EvalFolder, digest_of_rows, fingerprint, newest_evaluation
+
+IDS = [f"q{i}" for i in range(7)]
+SETTINGS = {"policy": {"model": "m", "limits": {"max_turns": 4, "max_turn_tokens": None}}}
+
+
+def line(row_id: str) -> str:
+    return json.dumps({"id": row_id, "values": {}, "text": "ü" * 20}, ensure_ascii=False) + "\n"
+
+
+def written(folder: Path, text: str) -> EvalFolder:
+    found = EvalFolder(folder)
+    found.accept(SETTINGS)
+    found.transcripts("policy").write_text(text, encoding="utf-8")
+    return found
+
+
+def test_every_place_to_be_killed_at_leaves_whole_batches(tmp_path: Path) -> None:
+    lines = [line(i) for i in IDS]
+    whole = "".join(lines).encode()
+    ends = [len("".join(lines[:n]).encode()) for n in range(8)]
+    for cut in range(0, len(whole) + 1, 7):
+        found = written(tmp_path, "")
+        path = found.transcripts("policy")
+        path.write_bytes(whole[:cut])
+        complete = sum(end <= cut for end in ends) - 1
+        expected = 7 if complete == 7 else complete // 3 * 3
+        assert found.done("policy", IDS, 3) == expected
+        assert path.read_bytes() == whole[: ends[expected]]
+
+
+def test_the_last_batch_may_be_short_and_nothing_is_done_without_a_file(tmp_path: Path) -> None:
+    found = written(tmp_path, "".join(map(line, IDS)))
+    assert found.done("policy", IDS, 3) == 7
+    assert found.done("naive_rag", IDS, 3) == 0
+
+
+@pytest.mark.parametrize("names", [["q0", "q2", "q1"], [*IDS, "q7"], ["q0", "q0"]])
+def test_transcripts_of_other_questions_are_not_added_to(tmp_path: Path, names: list[str]) -> None:
+    found = written(tmp_path, "".join(map(line, names)))
+    before = found.transcripts("policy").read_bytes()
+    with pytest.raises(ValueError, match=r"after.jsonl, line \d: expected question .*, got 'q"):
+        found.done("policy", IDS, 3)
+    assert found.transcripts("policy").read_bytes() == before
+
+
+def test_other_settings_are_refused_by_name_and_other_systems_are_welcome(tmp_path: Path) -> None:
+    found = written(tmp_path, "")
+    found.accept(SETTINGS)
+    found.accept({"naive_rag": {"model": "other"}})
+    assert found.settings() == SETTINGS | {"naive_rag": {"model": "other"}}
+    changed = {"policy": {"model": "m", "limits": {"max_turns": 5, "max_turn_tokens": None}}}
+    with pytest.raises(ValueError, match="policy.*: limits.max_turns was 4 and is 5; give another"):
+        found.accept(changed)
+    assert found.settings()["policy"] == SETTINGS["policy"]
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty: \\['thesis.txt'\\]; give another --out"):
+        EvalFolder(tmp_path).accept(SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_contents_are_told_apart_by_size_beginning_and_end(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    weights = folder / "model.safetensors"
+    seen = set()
+    for content in (b"a" * 3_000_000, b"a" * 2_999_999 + b"b", b"b" + b"a" * 2_999_999, b"a"):
+        weights.write_bytes(content)
+        seen |= {fingerprint(folder), fingerprint(weights)}
+    assert len(seen) == 8
+    assert fingerprint(folder) == fingerprint(str(folder))
+    moved = tmp_path / "moved"
+    before = fingerprint(folder)
+    folder.rename(moved)
+    assert fingerprint(moved) == before
+    assert fingerprint("Qwen/Qwen2.5-3B-Instruct") == "Qwen/Qwen2.5-3B-Instruct"
+
+
+def test_questions_are_told_apart_by_content_not_by_order() -> None:
+    a, b = {"id": "1", "answers": ["x"]}, {"id": "2", "answers": ["y"]}
+    assert digest_of_rows([a, b]) == digest_of_rows([b, a])
+    assert digest_of_rows([a, b]) != digest_of_rows([a, b | {"answers": ["z"]}])
+
+
+def test_the_newest_evaluation_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--resume found no evaluation .* --out"):
+        newest_evaluation("x/grpo", tmp_path)
+    for stamp in ("20260101-000000", "20260102-000000"):
+        EvalFolder(tmp_path / "eval" / "x" / "grpo" / stamp).accept(SETTINGS)
+    (tmp_path / "eval/x/grpo/latest").symlink_to("20260101-000000")
+    assert newest_evaluation("x/grpo", tmp_path).name == "20260102-000000"

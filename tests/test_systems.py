@@ -1,0 +1,196 @@
+"""Baselines: each is what its name says, and gets what the policy may use, no more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentr1.recipe import Recipe, Task
+from agentr1.retrieval.base import Hit, Passage
+from agentr1.systems import (
+    SYSTEMS,
+    Budget,
+    WithinTokens,
+    budget_of,
+    choose,
+    load_weights,
+    player,
+    prepare,
+)
+from agentr1.tools.search import Search
+
+HERE = ["--use_cpu", "true", "--train_limit", "4", "--dev_limit", "4", "--test_limit", "4"]
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Where was Ada born?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "search", "arguments": {"query": "Ada"}}}],
+    },
+    {"role": "tool", "name": "search", "content": "Ada: Born in Rome."},
+    {"role": "assistant", "content": "Rome"},
+]
+
+
+def prepared(*overrides: str) -> tuple[Recipe, Task]:
+    return prepare("quickstart", [*HERE, *overrides])
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> list[str]:
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps({"messages": TALK}) + "\n" for _ in range(3)))
+    return ["--demonstrations", str(path)]
+
+
+def names(*baselines: str, overrides: Sequence[str] = (), **models: str) -> list[str]:
+    systems, _ = choose(*prepared(*overrides), baselines, **models)
+    return [system.name for system in systems]
+
+
+def test_all_is_every_baseline_that_can_be_played_and_says_what_it_leaves_out(
+    shown: list[str],
+) -> None:
+    recipe, task = prepared()
+    systems, left_out = choose(recipe, task, ["all"])
+    assert [s.name for s in systems] == ["policy", "closed_book", "naive_rag", "base_tool_call"]
+    assert len(left_out) == 2
+    assert "few_shot is left out" in left_out[0]
+    assert "--demonstrations FILE" in left_out[0]
+    assert "cold_start is left out" in left_out[1]
+    every = names("all", overrides=shown, cold_start="data/quickstart/policy")
+    assert every == list(SYSTEMS)
+    assert names() == ["policy"]
+    assert names("naive_rag", "closed_book") == ["policy", "closed_book", "naive_rag"]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "overrides", "message"),
+    [
+        ("cold_start", [], "cold_start: it needs the model of a supervised .*--cold-start MODEL"),
+        ("few_shot", [], "few_shot: it shows the first 2 conversations .* names none"),
+        (
+            "naive_rag",
+            ["--tools", "agentr1.tools.calculator.calculator"],
+            "naive_rag: it needs agentr1.tools.search.Search among",
+        ),
+        ("rag", [], r"unknown \['rag'\], expected all, or some of \['closed_book', 'naive_rag'"),
+    ],
+)
+def test_a_baseline_that_is_named_and_cannot_be_played_is_a_mistake(
+    baseline: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        names(baseline, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], Budget(5, 384, 48, passages=8, passage_tokens=336)),
+        (["--max_turns", "1"], Budget(1, 384, 48, passages=2, passage_tokens=336)),
+        (["--max_calls", "3"], Budget(5, 384, 48, passages=6, passage_tokens=336)),
+        (["--tool_max_calls", "2"], Budget(5, 384, 48, passages=4, passage_tokens=336)),
+        (["--max_observation_tokens", "99"], Budget(5, 384, 48, passages=8, passage_tokens=99)),
+        (["--max_turn_tokens", "500"], Budget(5, 384, 384, passages=8, passage_tokens=0)),
+    ],
+)
+def test_the_budget_is_what_the_policy_may_use(overrides: list[str], expected: Budget) -> None:
+    recipe, _ = prepared(*overrides)
+    assert budget_of(recipe) == expected
+    assert f"{expected.passages} passages of {expected.passage_tokens} tokens" in str(expected)
+
+
+class Fixed:
+    """Finds the same passages for any query."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.hits = [Hit(Passage(str(i), "T", text), 1.0) for i, text in enumerate(texts)]
+
+    async def find(self, query: str, k: int) -> list[Hit]:
+        return self.hits[:k]
+
+
+@given(st.lists(st.text("ab ", max_size=12), max_size=6), st.integers(0, 60), st.integers(1, 6))
+def test_the_best_passages_stay_as_long_as_they_fit(texts: list[str], room: int, k: int) -> None:
+    fixed = Fixed(texts)
+    within = WithinTokens(Search(fixed, 2), room, len)
+    found = asyncio.run(within.find("q", k))
+    assert found == fixed.hits[: len(found)]
+    sizes = [len(f"T: {text}\n") for text in texts[:k]]
+    assert sum(sizes[: len(found)]) <= room
+    assert len(found) == len(sizes) or sum(sizes[: len(found) + 1]) > room
+
+
+@pytest.mark.parametrize("chars", [None, 5, 9, 40])
+def test_passages_are_cut_as_the_search_tool_cuts_them(chars: int | None) -> None:
+    fixed = Fixed(["one two three four", "unbroken" * 4, "short", "a\nb c d e f"])
+    search = Search(fixed, 4, chars)
+    within = WithinTokens(search, 10_000, len)
+    assert asyncio.run(Search(within, 4)(query="q")) == asyncio.run(search(query="q"))
+
+
+def opening(name: str, *overrides: str) -> tuple[list[str], Any]:
+    recipe, task = prepared(*overrides)
+    ready = player(name, recipe, task, load_weights(choose(recipe, task)[0][0].source, recipe))
+    messages = asyncio.run(ready.task.env_factory().reset(task.test[0]))
+    return [message.content for message in messages], ready
+
+
+def test_closed_book_is_the_question_alone_and_one_answer() -> None:
+    texts, ready = opening("closed_book")
+    assert texts[-1] == ready.task.test[0]["question"]
+    assert (ready.limits.max_turns, ready.limits.max_completion_length) == (1, 48)
+    assert ready.codec.tools == []
+
+
+def test_naive_rag_is_shown_the_first_passages_of_the_recipes_search() -> None:
+    texts, ready = opening("naive_rag")
+    question = ready.task.test[0]["question"]
+    lines = texts[-1].splitlines()
+    assert lines[-1] == question
+    _, task = prepared("--search_top_k", "8")
+    tools: Any = task.env_factory()
+    found = asyncio.run(tools.runner.tools[0](query=question)).splitlines()
+    assert lines[:-2] == found
+    assert len(found) == 8
+    fewer, _ = opening("naive_rag", "--max_observation_tokens", "60")
+    assert 0 < len(fewer[-1].splitlines()) < len(lines)
+    assert lines[: len(fewer[-1].splitlines()) - 2] == fewer[-1].splitlines()[:-2]
+
+
+def test_few_shot_opens_with_two_demonstrations_under_the_recipes_own_prompt(
+    shown: list[str],
+) -> None:
+    texts, ready = opening("few_shot", *shown)
+    assert texts[0] == ready.recipe.arguments.system_prompt
+    assert "Be brief." not in texts
+    assert texts.count("Where was Ada born?") == 2
+    assert texts[-1] == ready.task.test[0]["question"]
+    assert ready.limits == ready.recipe.training.limits
+    assert [tool["function"]["name"] for tool in ready.codec.tools] == ["search"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"messages": []}\n', "holds 1 conversations, few_shot shows 2"),
+        ('{"messages": []}\n{"messages": []}\n', r"talks.jsonl:1: a demonstration needs a quest"),
+        ("no json\n", r"talks.jsonl:1: no JSON"),
+    ],
+)
+def test_demonstrations_that_cannot_be_shown_are_a_mistake(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "talks.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        opening("few_shot", "--demonstrations", str(path))
