@@ -24,7 +24,10 @@ RECIPES = sorted(
 SFT = [path for path in RECIPES if path.stem == "sft"]
 RL = [path for path in RECIPES if path not in SFT]
 # Where there is no GPU and no data but the quickstart's.
-HERE = ["--bf16", "false", "--use_cpu", "true", "--dataset", "data/quickstart"]
+HERE = [
+    *("--bf16", "false", "--use_cpu", "true"),
+    *("--dataset", "data/quickstart", "--corpus", "data/quickstart/corpus.jsonl"),
+]
 SMALL = [
     *("--max_steps", "2", "--warmup_steps", "0", "--report_to", "none", "--dtype", "float32"),
     *("--train_limit", "8", "--dev_limit", "2", "--test_limit", "4"),
@@ -40,7 +43,7 @@ each_recipe = pytest.mark.parametrize("path", RECIPES, ids=name_of)
 
 
 def test_the_recipes_are_these_many() -> None:
-    assert len(RECIPES) == 21, [name_of(path) for path in RECIPES]
+    assert len(RECIPES) == 35, [name_of(path) for path in RECIPES]
     assert {path.parent.parent for path in RECIPES} == {ROOT / "recipes"}
 
 
