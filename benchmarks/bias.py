@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -40,9 +41,11 @@ from benchmarks.expectation import (
     Normaliser,
     exact_values,
     expected_batch_gradient,
+    expected_gae,
     expected_gradient,
-    expected_step_gae,
-    expected_token_gae,
+    expected_whitened_gae,
+    step_valued,
+    token_valued,
 )
 
 TOLERANCE = 1e-8
@@ -87,7 +90,7 @@ class Finding(NamedTuple):
     Attributes:
         estimator: its name.
         normaliser: of the loss.
-        group_size: G; 1 for a critic.
+        group_size: G; 1 where a critic's advantages are not whitened.
         claimed: the constant that the docstring states, None where it states a bias.
         constant: what was found to stand before the gradient.
         residual: share of the estimate that is not the claimed constant (else the found one) times
@@ -263,7 +266,9 @@ CRITICS = (
     Critic("wrong critic, lambda 0.9", wrong, 0.9, False),
     Critic("critic read a token late, lambda 1", late, 1.0, False),
 )
-GAES = {"ppo": expected_token_gae, "steppo": expected_step_gae}
+GAES = {"ppo": token_valued, "steppo": step_valued}
+WHITENED: tuple[Normaliser, ...] = ("constant", "tokens")
+"""What is whitened is divided by; training divides by tokens (dapo)."""
 
 
 def findings(turns: int = 3, group: int = GROUP, batch_group: int = BATCH_GROUP) -> list[Finding]:
@@ -295,16 +300,18 @@ def findings(turns: int = 3, group: int = GROUP, batch_group: int = BATCH_GROUP)
             found.append(
                 held_against(gradient, estimate, Claim(estimator.name, normaliser, size, claimed))
             )
-    for algorithm, gae in GAES.items():
-        for critic in CRITICS:
-            estimates = [
-                gae(each, critic.values(exact_values(each), each.prefixes), critic.lam)
-                for each in everything
-            ]
-            claim = Claim(
-                f"{algorithm}, {critic.name}", "constant", 1, 1.0 if critic.unbiased else None
-            )
-            found.append(held_against(gradient, torch.stack(estimates).mean(dim=0), claim))
+    for algorithm, critic in itertools.product(GAES, CRITICS):
+        valued = [
+            GAES[algorithm](each, critic.values(exact_values(each), each.prefixes), critic.lam)
+            for each in everything
+        ]
+        stated = 1.0 if critic.unbiased else None
+        claim = Claim(f"{algorithm} before whitening, {critic.name}", "constant", 1, stated)
+        found.append(held_against(gradient, expected_gae(valued), claim))
+        for normaliser in WHITENED:
+            claim = Claim(f"{algorithm} whitened, {critic.name}", normaliser, batch_group, None)
+            estimate = expected_whitened_gae(valued, batch_group, normaliser)
+            found.append(held_against(gradient, estimate, claim))
     return found
 
 

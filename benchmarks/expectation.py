@@ -4,7 +4,8 @@ A batch is G episodes of every prompt. Estimators see rewards and lengths, not t
 that agree in those are one kind, known by its probability and its expected score; and they do not
 care which sibling stands first, so a group is a multiset of kinds. That leaves few enough batches
 to put each of them through the function that training calls. A critic compares no episodes, so
-there the batch is one episode, token by token.
+GAE by itself is counted out one episode at a time; whitening does compare them, and tells all of
+them apart.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agentr1.advantages import TurnRewards, place_turns
-from agentr1.gae import step_gae, token_gae
+from agentr1.advantages import TurnRewards, place_turns, present_turns
+from agentr1.gae import moments, standardised, step_gae, token_gae
 from benchmarks.decision_process import Enumeration
 
 Normaliser = Literal["constant", "sequence", "tokens"]
@@ -27,6 +28,9 @@ Normaliser = Literal["constant", "sequence", "tokens"]
 own tokens (grpo), the tokens of the batch (dapo)."""
 
 Advantage = Callable[[TurnRewards], Tensor]
+
+CHUNK = 32
+"""So many groups of one prompt meet all those of the other at once: memory, not results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +104,13 @@ class Kinds:
         )
 
 
-def groups(kinds: Kinds, size: int, *, greedy_first: bool = False) -> tuple[Tensor, Tensor]:
+def groups(
+    kinds: Kinds | Enumeration, size: int, *, greedy_first: bool = False
+) -> tuple[Tensor, Tensor]:
     """Every group there can be: kinds (n, G) and probability (n,).
 
     Args:
-        kinds: of one prompt.
+        kinds: of one prompt, or its episodes.
         size: G.
         greedy_first: the first episode of a group is the greedy one.
     """
@@ -156,7 +162,7 @@ def expected_gradient(
         else:
             others = prompts[there].token_counts[found[there][0]] * trained
             shares = _mean_share(lengths.sum(1), others.sum(1), found[there][1])[:, None]
-        gradient = gradient + _gradient(kinds, drawn, weights, shares[..., None] * values)
+        gradient = gradient + _gradient(kinds.scores, drawn, weights, shares[..., None] * values)
     return gradient
 
 
@@ -175,13 +181,17 @@ def expected_batch_gradient(
     )  # (n, B)
     weights = first[1][pairs[:, 0]] * second[1][pairs[:, 1]]  # (n,)
     values = torch.stack([advantage(kinds.rewards(batch, group_size)) for batch in drawn])
-    lengths = kinds.token_counts[drawn].double()  # (n, B)
-    divisors = {
-        "constant": torch.full_like(lengths, lengths.shape[1]),
-        "sequence": lengths * lengths.shape[1],
-        "tokens": lengths.sum(dim=1, keepdim=True).expand_as(lengths),
-    }
-    return _gradient(kinds, drawn, weights, values / divisors[normaliser][..., None])
+    divisors = _divisors(kinds.token_counts[drawn].double(), normaliser)
+    return _gradient(kinds.scores, drawn, weights, values / divisors[..., None])
+
+
+def _divisors(lengths: Tensor, normaliser: Normaliser) -> Tensor:
+    """What the loss divides each episode by, (n, B) as the lengths."""
+    if normaliser == "constant":
+        return torch.full_like(lengths, lengths.shape[1])
+    if normaliser == "sequence":
+        return lengths * lengths.shape[1]
+    return lengths.sum(dim=1, keepdim=True).expand_as(lengths)
 
 
 def _mean_share(own: Tensor, others: Tensor, weights: Tensor) -> Tensor:
@@ -191,11 +201,11 @@ def _mean_share(own: Tensor, others: Tensor, weights: Tensor) -> Tensor:
     return (chances / (own[:, None] + lengths)).sum(dim=1)
 
 
-def _gradient(kinds: Kinds, drawn: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-    """Sum of weight * value * score over batches (n, G, K)."""
+def _gradient(scores: Tensor, drawn: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+    """Sum of weight * value * score (C, K, P) over batches (n, G, K)."""
     weighed = (weights[:, None, None] * values).flatten(0, 1)  # (n * G, K)
-    totals = torch.zeros_like(kinds.process).index_add(0, drawn.flatten(), weighed)  # (C, K)
-    return torch.einsum("ck,ckp->p", totals, kinds.scores)
+    totals = scores.new_zeros(scores.shape[:2]).index_add(0, drawn.flatten(), weighed)  # (C, K)
+    return torch.einsum("ck,ckp->p", totals, scores)
 
 
 def exact_values(everything: Enumeration) -> Tensor:
@@ -210,8 +220,25 @@ def exact_values(everything: Enumeration) -> Tensor:
     return torch.where(present, means[everything.prefixes.clamp(min=0)], 0.0)
 
 
-def expected_token_gae(everything: Enumeration, values: Tensor, lam: float) -> Tensor:
-    """Expectation of token-level GAE's estimate on one prompt, (P,).
+@dataclasses.dataclass(frozen=True)
+class Valued:
+    """What GAE makes of all N episodes of one prompt; a transition is a token or a turn.
+
+    Attributes:
+        everything: the episodes.
+        advantages: (N, X), of each transition.
+        present: (N, X), True where there is one.
+        scores: (N, X, P), gradient of each transition's log-probability.
+    """
+
+    everything: Enumeration
+    advantages: Tensor
+    present: Tensor
+    scores: Tensor
+
+
+def token_valued(everything: Enumeration, values: Tensor, lam: float) -> Valued:
+    """Token-level GAE.
 
     Args:
         everything: that can happen.
@@ -222,27 +249,62 @@ def expected_token_gae(everything: Enumeration, values: Tensor, lam: float) -> T
     values_behind = torch.zeros_like(everything.outcome)  # every episode terminates
     counts = everything.token_counts
     found, _ = token_gae(paid, values, counts, ends, values_behind, discount=1.0, lam=lam)
-    return _token_gradient(everything, found)
+    return Valued(everything, found, everything.turn_ids >= 0, everything.token_scores)
 
 
-def expected_step_gae(everything: Enumeration, values: Tensor, lam: float) -> Tensor:
+def step_valued(everything: Enumeration, values: Tensor, lam: float) -> Valued:
     """The same of step-level GAE, which reads the value of each turn's first token."""
     opens = everything.turn_ids != everything.turn_ids.roll(1, dims=1)  # (N, M)
     opens[:, 0] = True
     opens &= everything.turn_ids >= 0
     steps = torch.zeros_like(everything.process)  # (N, K)
     steps[opens.nonzero()[:, 0], everything.turn_ids[opens]] = values[opens]
-    paid = everything.process.clone()
-    paid[range(len(paid)), everything.turn_counts - 1] += everything.outcome
+    paid, counts = everything.process.clone(), everything.turn_counts
+    paid[range(len(paid)), counts - 1] += everything.outcome
     values_behind = torch.zeros_like(everything.outcome)
-    found, _ = step_gae(paid, steps, everything.turn_counts, values_behind, discount=1.0, lam=lam)
-    return _token_gradient(everything, place_turns(found, everything.turn_ids))
+    found, _ = step_gae(paid, steps, counts, values_behind, discount=1.0, lam=lam)
+    return Valued(everything, found, present_turns(paid, counts), everything.turn_scores)
 
 
-def _token_gradient(everything: Enumeration, advantages: Tensor) -> Tensor:
-    """Sum of probability * advantage * score, (P,)."""
-    weighed = everything.probabilities[:, None] * advantages  # (N, M)
-    return torch.einsum("nm,nmp->p", weighed, everything.token_scores)
+def expected_gae(prompts: Sequence[Valued]) -> Tensor:
+    """Expectation of GAE's estimate, (P,)."""
+    return torch.stack([_valued_gradient(each) for each in prompts]).mean(dim=0)
+
+
+def _valued_gradient(valued: Valued) -> Tensor:
+    weighed = valued.everything.probabilities[:, None] * valued.advantages  # (N, X)
+    return torch.einsum("nx,nxp->p", weighed, valued.scores)
+
+
+def expected_whitened_gae(
+    prompts: Sequence[Valued], group_size: int, normaliser: Normaliser = "constant"
+) -> Tensor:
+    """The same as it is trained on, whitened over the transitions of each batch, (P,).
+
+    Args:
+        prompts: two.
+        group_size: episodes of each prompt in a batch.
+        normaliser: of the loss.
+    """
+    values, present, scores = (
+        torch.cat([getattr(each, name) for each in prompts])
+        for name in ("advantages", "present", "scores")
+    )  # (2N, X), (2N, X), (2N, X, P)
+    lengths = torch.cat([each.everything.token_counts for each in prompts]).double()  # (2N,)
+    sums = torch.stack([moments(*each) for each in zip(values, present, strict=True)])  # (2N, 3)
+    first, second = (groups(each.everything, group_size) for each in prompts)
+    others = len(prompts[0].advantages) + second[0]  # (n, G)
+    gradient = torch.zeros_like(scores[0, 0])
+    for some, weights in zip(first[0].split(CHUNK), first[1].split(CHUNK), strict=True):
+        drawn = torch.cat(
+            [some.repeat_interleave(len(others), 0), others.repeat(len(some), 1)], dim=1
+        )  # (c * n, B)
+        whole = sums[drawn].sum(dim=1).T[..., None, None]  # (3, c * n, 1, 1): of each batch
+        whitened = standardised(values[drawn], present[drawn], whole)  # (c * n, B, X)
+        shares = whitened / _divisors(lengths[drawn], normaliser)[..., None]
+        chances = (weights[:, None] * second[1]).flatten()  # (c * n,)
+        gradient = gradient + _gradient(scores, drawn, chances, shares)
+    return gradient
 
 
 def _token_rewards(everything: Enumeration) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,9 @@
 
     accelerate launch --config_file FILE tests/critic_worker.py POLICY OUT KIND [CHECKPOINT]
 
-KIND is a critic's; with `adapter` the policy is one too, under gradient checkpointing. The ranks'
-episodes differ in length. From CHECKPOINT the run goes on. Numbers go to OUT/rank0.json and
-OUT/rank1.json.
+KIND is a critic's; with `adapter` the policy is one too, under gradient checkpointing, and with
+`adapter_bf16` all of that is bf16. The ranks' episodes differ in length. From CHECKPOINT the run
+goes on. Numbers go to OUT/rank0.json and OUT/rank1.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback, training_args
 
 from agentr1.actor_critic import ActorCriticTrainer
 from agentr1.train import launch_overrides, prepare_process
@@ -85,7 +85,13 @@ def main(policy: str, out: Path, kind: str, checkpoint: str | None = None) -> No
     launch = dict(zip((w.removeprefix("--") for w in words[::2]), words[1::2], strict=True))
     launch = {k: v == "true" if v in ("true", "false") else v for k, v in launch.items()}
     rank = int(os.environ["RANK"])
+    kind, _, precision = kind.partition("_")
     lora = kind == "adapter"
+    if precision:
+        # DeepSpeed's processes are not told `use_cpu`, so transformers asks for a GPU that can do
+        # bf16. These cores can, slowly.
+        training_args.is_torch_bf16_gpu_available = lambda: True
+        launch |= {"bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}}
     trainer = make_trainer(
         out,
         policy,
@@ -110,7 +116,8 @@ def main(policy: str, out: Path, kind: str, checkpoint: str | None = None) -> No
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "down_proj"]) if lora else None,
         env_factory=planned(*PLANS[rank], ends=lambda i: i != 3 or rank == 1),
     )
-    found: dict[str, Any] = {"apart": {}, "moved": {}}
+    dtypes = {part_of(n): str(p.dtype) for n, p in trainer.model.named_parameters()}
+    found: dict[str, Any] = {"apart": {}, "moved": {}, "dtypes": dtypes}
     trainer.add_callback(Weights(trainer, found))
     trainer.train(resume_from_checkpoint=checkpoint)
     found["weights"] = {k: w.tolist() for k, w in whole_weights(trainer).items()}

@@ -15,15 +15,21 @@ import torch
 from accelerate import Accelerator, PartialState
 from transformers import AutoTokenizer
 
+from agentr1.actor_critic import ActorCriticTrainer
 from agentr1.algorithms import ALGORITHMS
 from agentr1.train import launch_overrides, prepare_process
+from agentr1.trainer import AgentTrainer
 from agentr1.types import Message, Row, StopReason, Trajectory, Turn
+from critic_worker import part_of
 from trainers import make_trainer, planned
 
 WAYS = {
     **{name: {"algorithm": name} for name, row in ALGORITHMS.items() if not row.needs_critic},
     "cut": {"algorithm": "grpo", "beta": 0.2},
     "cut, constant normaliser": {"algorithm": "turn_loo"},
+    "ppo": {"algorithm": "ppo", "critic": "separate"},
+    "steppo": {"algorithm": "steppo", "critic": "separate"},
+    "cut, critic": {"algorithm": "ppo", "critic": "shared"},
 }
 """Name to settings. In the ways that are called cut, contexts are rewritten."""
 
@@ -67,12 +73,16 @@ def reward(trajectories: Sequence[Trajectory], **_: object) -> list[float]:
     return [float(sum(t.turns[0].action_ids) % 5) for t in trajectories]
 
 
-def step(folder: Path, policy: str, name: str, reverse: bool = False, **settings: Any) -> Any:
-    """Weights after one step of plain gradient descent, less those before it."""
+def step(
+    folder: Path, policy: str, name: str, reverse: bool = False, **settings: Any
+) -> dict[str, torch.Tensor]:
+    """Weights after one step of plain gradient descent, less those before it, by part."""
+    critic = ALGORITHMS[WAYS[name]["algorithm"]].needs_critic
     trainer = make_trainer(
         folder,
         policy,
         AutoTokenizer.from_pretrained(policy),
+        trainer=ActorCriticTrainer if critic else AgentTrainer,
         rewards=reward,
         rows=ROWS,
         env_factory=planned([0.0]),
@@ -105,14 +115,21 @@ def step(folder: Path, policy: str, name: str, reverse: bool = False, **settings
         return inputs
 
     trainer._prepare_inputs = prepared
+    if critic:  # at its first weights, 0, a critic's trunk has no gradient
+        head = trainer.model.value_head.weight
+        torch.nn.init.normal_(head, std=0.3, generator=torch.Generator().manual_seed(0))
     before = flat(trainer.model)
     trainer.train()
     after = flat(trainer.accelerator.unwrap_model(trainer.model))
-    return after - before
+    return {part: after[part] - weights for part, weights in before.items()}
 
 
-def flat(model: Any) -> torch.Tensor:
-    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+def flat(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of the weights: the policy's, and those of each part of the critic."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, p in model.named_parameters():
+        found.setdefault(part_of(name), []).append(p.detach().flatten().clone())
+    return {part: torch.cat(tensors) for part, tensors in found.items()}
 
 
 def main(policy: str, out: Path) -> None:

@@ -52,8 +52,12 @@ if what in ("wait", "hang") and not resumed:
     signal.signal(signal.SIGTERM, stopped if what == "wait" else signal.SIG_IGN)
     (folder / "metrics.jsonl").write_text('{"step": 1}\\n')
     time.sleep(60)
-if what == "nap":
-    time.sleep(0.5)
+if what == "late" and not resumed:  # killed in its final test
+    checkpoint(4)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\\n')
+    time.sleep(60)
+if what.startswith("nap"):
+    time.sleep(float(what[3:] or 0.5))
 times = {"started": started, "ended": time.time(), "resumed": resumed}
 (folder / "eval.json").write_text(json.dumps({"before": {}, "after": {}, **times}))
 '''

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from agentr1 import train
 from agentr1.ablate import COLUMNS, ROWS, main, plan, plot, process_options, records, table
-from agentr1.cells import Run, State, runs_of, state_of
+from agentr1.cells import Run, State, check_cells, runs_of, state_of
 from agentr1.recipe import load_recipe
 from grids import finish_run
 from trainers import save_policy
@@ -49,6 +50,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "process.yaml").write_text(RECIPE.format(algorithm="grpo") + PAYING)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def furnished(here: Path, make_model: Callable[..., Any], tokenizer: Any) -> Path:
+    """The same with the policy and the rows that the recipes name."""
+    save_policy(here / "policy", make_model(), tokenizer)
+    (here / "data").mkdir()
+    row = {"question": "1 + 1?", "answer": "2", "supporting_titles": ["Sums"]}
+    for split in ("train", "dev", "test"):
+        lines = [json.dumps({"id": f"{split}-{i}", **row}) for i in range(8)]
+        (here / "data" / f"{split}.jsonl").write_text("\n".join(lines))
+    return here
 
 
 def load(run: Run) -> Any:
@@ -193,10 +206,41 @@ def test_a_mistake_shows_before_anything_runs(
         (["toy", "--no_such_key", "1"], "no_such_key"),
         (["nowhere"], "no recipe 'nowhere/ppo'"),
         (["toy", "--process-recipe", "toy/grpo"], "--process-recipe"),
+        (["toy", "--loss_mask", "all"], "leave ['--loss_mask'] out"),
+        (["toy", "--advantage-alignment=all"], "leave ['--advantage-alignment'] out"),
+        (["toy", "--algorithm", "rloo"], "differ by algorithm, advantage_alignment, loss_mask"),
     ]:
         assert main(words) == 2
         assert said in capsys.readouterr().err
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tools", "agentr1.tools.abacus"], "'agentr1.tools.abacus' does not resolve"),
+        (["--environment", "agentr1.envs.Nowhere"], "environment: 'agentr1.envs.Nowhere'"),
+        (["--rewards", "agentr1.rewards.praise"], "has no 'praise'"),
+        (["--dataset", "nowhere"], "dataset folder 'nowhere' was not found"),
+        (["--model_name_or_path", "no/where"], "no/where"),
+        (["--context_tokens", "3"], "context_tokens"),
+    ],
+)
+def test_what_a_recipe_names_is_looked_for_before_anything_runs(
+    furnished: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["toy", "--no-plot", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (furnished / "runs").exists()
+
+
+def test_equal_recipes_are_looked_at_once(furnished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    resolve = train.resolve
+    monkeypatch.setattr(train, "resolve", lambda recipe: seen.append(resolve(recipe)))
+    cells = plan("toy", furnished / "out", [1, 2, 3])
+    check_cells(cells.values())
+    assert len(seen) == 2  # without and with process rewards
 
 
 # Real runs -------------------------------------------------------------------------------------
@@ -204,19 +248,10 @@ def test_a_mistake_shows_before_anything_runs(
 
 @pytest.mark.smoke
 def test_two_real_runs(
-    here: Path,
-    make_model: Callable[..., Any],
-    tokenizer: Any,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    furnished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step of GRPO without and with process rewards; after that nothing is left to do."""
-    save_policy(here / "policy", make_model(), tokenizer)
-    (here / "data").mkdir()
-    row = {"question": "1 + 1?", "answer": "2", "supporting_titles": ["Sums"]}
-    for split in ("train", "dev", "test"):
-        lines = [json.dumps({"id": f"{split}-{i}", **row}) for i in range(8)]
-        (here / "data" / f"{split}.jsonl").write_text("\n".join(lines))
+    here = furnished
     monkeypatch.setattr("agentr1.ablate.ROWS", ROWS[4:5])  # GRPO with its mask
     source = str(Path(__file__).resolve().parents[1] / "src")
     monkeypatch.setenv("PYTHONPATH", source)

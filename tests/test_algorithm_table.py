@@ -84,6 +84,20 @@ def test_a_report_is_printed_and_saved(here: Path, capsys: pytest.CaptureFixture
     assert [row["recipe"] for row in saved["rows"]] == ["toy/grpo", "toy/rloo"]
 
 
+def test_a_recipe_is_planned_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["toy", "--recipes", "grpo", "rloo", "grpo"]) == 2
+    assert "--recipes must differ, got grpo, rloo, grpo" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_what_the_recipes_name_is_looked_for_before_anything_runs(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["toy", "--recipes", "grpo", "rloo", "--dataset", "nowhere"]) == 2
+    assert "dataset folder 'nowhere' was not found" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
 def test_the_recipes_of_the_table_are_there() -> None:
     for name in RECIPES:
         assert (ROOT / "recipes" / "quickstart" / f"{name}.yaml").is_file(), name

@@ -114,6 +114,10 @@ def test_runs_come_seed_by_seed(full: Cell, partial: Cell) -> None:
 def test_numbers_and_tables_are_written_as_the_readmes_do() -> None:
     assert [number(0.35), number(1.0), number(None)] == [".350", "1.000", "-"]
     assert [number(0.323, "+"), number(-0.0501, "+")] == ["+.323", "-.050"]
+    assert [number(10.35), number(20.0), number(-0.5), number(0)] == [
+        *("10.350", "20.000", "-.500", ".000"),
+    ]
+    assert [number(0.25, "+"), number(-10.05, "+")] == ["+.250", "-10.050"]
     assert with_interval(Interval(0.5, 0.4, 0.6, 9)) == ".500 [.400, .600]"
     assert with_interval(None) == "-"
     assert markdown(["", "b"], [["long", "x"], ["", "wide"]]).splitlines() == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -307,6 +308,104 @@ def test_a_run_is_tested_kept_resumed_evaluated_played_and_compared(
     assert "stopped: " in shown
     assert run("compare", "out", str(latest)) == 0
     assert "difference (unpaired)" in capsys.readouterr().out
+
+
+MEASURES = """\
+import itertools
+
+_calls = itertools.count()
+
+
+def length(trajectories, **_):
+    return [float(sum(t.turns[0].action_ids) % 17) for t in trajectories]
+
+
+def falling(trajectories, **_):
+    call = next(_calls)
+    return [-float(call)] * len(trajectories)
+"""
+LAST, BEST, EPOCHS = (
+    ["--max_steps", "2"],
+    [
+        *("--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", "1"),
+        *("--metric_for_best_model", "eval_falling", "--save_total_limit", "2"),
+    ],
+    ["--max_steps", "-1", "--num_train_epochs", "0.5"],
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "tested"),
+    [(LAST, "checkpoint-2"), (BEST, "checkpoint-1"), (EPOCHS, "checkpoint-2")],
+    ids=["last", "best", "epochs"],
+)
+def test_a_run_that_was_killed_in_its_final_test_is_tested_and_not_trained_again(
+    here: Path, options: list[str], tested: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "measures.py").write_text(MEASURES)
+    out = here / f"killed after {tested}{len(options)}"
+    measures = ["--rewards", "measures.length", "--metrics", "measures.falling"]
+    command = ["train", "r.yaml", *options, *measures, "--output_dir", str(out)]
+    assert run(*command) == 0
+    kept = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in [*out.glob("checkpoint-*/*"), out / "metrics.jsonl"]
+        if path.is_file()
+    }
+    policy = (out / "final" / "model.safetensors").read_bytes()
+    assert policy == (out / tested / "model.safetensors").read_bytes()
+    other = ({"checkpoint-1", "checkpoint-2"} - {tested}).pop()
+    assert policy != (out / other / "model.safetensors").read_bytes()
+    played = episodes(out / "evaluation" / "after.jsonl")
+    for name in ("eval.json", "evaluation/after.json"):
+        (out / name).unlink()
+    (out / "evaluation" / "after.jsonl").write_text("half a line of th")
+    (out / "final" / "model.safetensors").write_text("half of the wei")
+
+    capsys.readouterr()
+    assert run(*command, "--resume") == 0
+    assert json.loads((out / "eval.json").read_text())["after"]["n"] == 8
+    assert episodes(out / "evaluation" / "after.jsonl") == played
+    assert (out / "final" / "model.safetensors").read_bytes() == policy
+    metrics_file = out / "metrics.jsonl"
+    assert metrics_file.read_bytes() == kept.pop(metrics_file)[0]
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept} == kept
+    shown = capsys.readouterr().out
+    assert "testing the policy before" not in shown
+
+
+def episodes(path: Path) -> list[Any]:
+    """What the policy said in a test."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [[turn["action_ids"] for turn in line["trajectory"]["turns"]] for line in lines]
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C does something, also where the tests themselves run in the background."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_run_that_was_tested_is_not_resumed_without_more_steps(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = here / "tested"
+    command = ["train", "r.yaml", "--output_dir", str(out), "--max_steps", "1", "--resume"]
+    assert run(*command[:-1]) == 0
+    results = (out / "eval.json").read_text()
+    capsys.readouterr()
+    assert run(*command) == 2
+    assert "at the end already, max_steps is 1, and was tested" in capsys.readouterr().err
+    assert (out / "eval.json").read_text() == results
+    # Stopped while it goes on, it has no result that another policy had.
+    assert run(*command, "--max_steps", "2", "--rewards", "failing_tools.interrupted_reward") == 130
+    assert f"{out / 'final'}, and the same command with --resume" in capsys.readouterr().err
+    assert not (out / "eval.json").exists()
+    assert run(*command, "--max_steps", "2") == 0
+    assert [record["step"] for record in metrics(out) if "reward" in record] == [1, 2]
 
 
 def test_a_second_run_in_the_same_folder_keeps_nothing_of_the_first(here: Path) -> None:

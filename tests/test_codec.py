@@ -222,6 +222,16 @@ def test_words_that_the_policy_did_not_say_hold_no_control_ids(codec: Codec) -> 
     assert len(twice) == len(control_ids(codec, codec.prompt([opening, x, more, x, more]))) + 3
 
 
+def test_of_equal_messages_the_last_is_the_policys(codec: Codec) -> None:
+    shown = Message("assistant", "ab")  # in an example, before the policy spells it its own way
+    question = Message("user", "Why?")
+    spelled = (*codec.action("a")[:-1], *codec.action("b"))
+    prompt = codec.prompt([question, shown, question], ())
+    context = (*prompt, *spelled, *codec.observation([question], spelled))
+    found = codec.prompt([question, shown, question, shown, question], [(shown, spelled)])
+    assert found == context
+
+
 def test_tools_are_shown_in_the_prompt(codec: Codec) -> None:
     assert '"name": "lookup"' in codec.tokenizer.decode(codec.prompt([Message("user", "q")]))
 

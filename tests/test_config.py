@@ -244,6 +244,13 @@ def test_settings_of_credit_that_clash_name_the_way_out(
         ({"critic": "shared"}, "critic='shared' is a setting of a critic"),
         ({"algorithm": "grpo", "num_generations": 1}, "compares the rollouts of a prompt"),
         ({"algorithm": "gspo", "loss_type": "bnpo"}, "fixes loss_type"),
+        ({"algorithm": "grpo", "anchor_weight": 0.5}, "a setting of gigpo"),
+        ({"process_scale": "prime", "process_credit": "trajectory"}, "remove one of the two"),
+        (
+            {"algorithm": "reinforce++", "num_generations": 1, "refill_rounds": 2},
+            "a group of one always is",
+        ),
+        ({"algorithm": "ppo", "critic_warmup_steps": 5, "weight_decay": 0.1}, "would shrink it"),
     ],
 )
 def test_settings_of_credit_out_of_range_are_refused(
@@ -256,12 +263,19 @@ def test_settings_of_credit_out_of_range_are_refused(
 def test_an_algorithms_proposals_give_way_to_the_recipe(tmp_path: Path) -> None:
     assert config(tmp_path, algorithm="dapo").epsilon_high == 0.28
     assert config(tmp_path, algorithm="dapo", epsilon_high=0.24).epsilon_high == 0.24
-    assert config(tmp_path, algorithm="dapo").refill_rounds > 0
+    assert config(tmp_path, algorithm="dapo").refill_rounds == 3
+    plain = config(tmp_path, algorithm="dapo", refill_rounds=0, overlong_share=0.0)
+    assert (plain.refill_rounds, plain.overlong_share) == (0, 0.0)
+    assert (config(tmp_path).refill_rounds, config(tmp_path).overlong_share) == (0, 0.0)
 
 
 def test_one_rollout_a_prompt_is_allowed_where_no_group_is_compared(tmp_path: Path) -> None:
     made = config(tmp_path, algorithm="reinforce++", num_generations=1)
     assert made.num_generations == 1
     made.check_for_environment()
+    for size, steps in [(1, 2), (1, 3), (3, 1), (5, 3)]:
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        odd = config(tmp_path, algorithm="reinforce++", num_generations=1, **sizes)
+        assert odd.generation_batch_size == size * steps
     with pytest.raises(ValueError, match="at least 2 generations"):
         config(tmp_path, num_generations=1)

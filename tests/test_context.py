@@ -123,6 +123,35 @@ def test_no_context_is_longer_than_its_limit(limit: int) -> None:
         assert contexts == appended
 
 
+class LetterByLetter(Watched):
+    """Says the same in as many tokens as it can, as no tokenizer would encode it."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        whole = await super().generate(prompt_ids, sampling)
+        text = self.codec.tokenizer.decode(whole.ids[:-1])
+        letters = [i for letter in text for i in self.codec.action(letter)[:-1]]
+        ids = (*letters, whole.ids[-1])
+        return Generation(ids, (0.0,) * len(ids), whole.finish_reason)
+
+
+def test_a_limit_holds_however_the_policy_spells_its_words() -> None:
+    unmanaged, recipe, codec = prepared("--context_tokens", "230")
+    task = with_context(unmanaged, recipe, codec)
+    searches = [render_call("search", {"query": f"{word} of it"}) for word in ("a", "b", "c")]
+    policy = LetterByLetter(codec, [*searches, "42"])
+    work = rollout_batch(
+        task.train[:1],
+        task.env_factory,
+        codec,
+        policy,
+        limits=recipe.training.limits,
+        samplings=[Sampling(1)],
+    )
+    asyncio.run(work)
+    assert len(policy.contexts) > 1
+    assert max(map(len, policy.contexts)) <= 230
+
+
 def test_a_rewritten_prompt_is_the_context_that_appending_would_have_made() -> None:
     appended, contexts, _ = play()
     rewritten, others, _ = play(wrap=Repeats)

@@ -22,11 +22,13 @@ LAUNCHES = (
     ("cpu_ddp", "adapter"),
     ("cpu_zero2", "adapter"),
     ("cpu_zero3", "adapter"),
+    ("cpu_zero3", "adapter_bf16"),
     ("cpu_ddp", "shared"),
     ("cpu_zero3", "shared"),
     ("cpu_ddp", "separate"),
 )
-RESUMED = ("cpu_ddp", "cpu_zero3")
+ADAPTERS = ("adapter", "adapter_bf16")
+RESUMED = (("cpu_ddp", "adapter"), ("cpu_zero3", "adapter"), ("cpu_zero3", "adapter_bf16"))
 WORKER = str(ROOT / "tests" / "critic_worker.py")
 LIMIT = 100
 """Seconds a launch may take."""
@@ -59,8 +61,10 @@ def test_policy_and_critic_move_and_stay_equal_on_both_ranks(
     played: Callable[..., Played], configuration: str, kind: str
 ) -> None:
     _, ranks = played(configuration, kind)
-    parts = {"policy", "head"} | {p for p in ("adapter",) if kind == "adapter"}
+    parts = {"policy", "head"} | ({"adapter"} if kind in ADAPTERS else set())
+    dtype = "torch.bfloat16" if kind == "adapter_bf16" else "torch.float32"
     for rank in ranks:
+        assert set(rank["dtypes"].values()) == {dtype}
         assert rank["moved"].keys() - {"trunk"} == parts
         assert rank["apart"] == {part: [0.0] * STEPS for part in rank["moved"]}
         assert all(min(moved[1:]) > 0 for moved in rank["moved"].values())
@@ -89,7 +93,7 @@ def test_what_is_saved_is_the_policy_and_a_checkpoint_has_the_critic_beside_it(
     played: Callable[..., Played], configuration: str, kind: str
 ) -> None:
     out, ranks = played(configuration, kind)
-    name = "adapter_model.safetensors" if kind == "adapter" else "model.safetensors"
+    name = "adapter_model.safetensors" if kind in ADAPTERS else "model.safetensors"
     for folder in (out / "final", out / f"checkpoint-{STEPS}"):
         names = load_file(folder / name)
         assert names
@@ -100,10 +104,10 @@ def test_what_is_saved_is_the_policy_and_a_checkpoint_has_the_critic_beside_it(
     assert head.tolist() == pytest.approx(ranks[0]["weights"]["head"])
 
 
-@pytest.mark.parametrize("configuration", RESUMED)
+@pytest.mark.parametrize(("configuration", "kind"), RESUMED)
 def test_a_resumed_launch_equals_the_uninterrupted_one(
-    played: Callable[..., Played], configuration: str
+    played: Callable[..., Played], configuration: str, kind: str
 ) -> None:
-    out, (whole, _) = played(configuration, "adapter")
-    _, (resumed, _) = played(configuration, "adapter", str(out / f"checkpoint-{STEPS // 2}"))
+    out, (whole, _) = played(configuration, kind)
+    _, (resumed, _) = played(configuration, kind, str(out / f"checkpoint-{STEPS // 2}"))
     assert resumed["weights"] == whole["weights"]

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -109,23 +110,23 @@ def begun(run: Run, step: int | None) -> None:
             (run.folder / f"checkpoint-{at}" / "trainer_state.json").write_text(state)
 
 
+@pytest.mark.parametrize("step", [2, 4])
 def test_a_run_goes_on_from_its_checkpoint(
-    tmp_path: Path, program: Sequence[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, program: Sequence[str], step: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """At the end too, where the final test alone is missing."""
     run = make_run(tmp_path, "a")
-    begun(run, step=2)
+    begun(run, step)
     assert state_of(run) is State.BEGUN
     assert run_grid([run], program=program) == []
     assert evaluation_of(run)["resumed"]
-    assert "started a, from step 2" in capsys.readouterr().out
+    assert (run.folder / "half").exists()
+    assert f"started a, from step {step}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("step", [None, 4])
-def test_a_run_without_steps_to_go_on_with_starts_afresh(
-    tmp_path: Path, program: Sequence[str], step: int | None
-) -> None:
+def test_a_run_without_a_checkpoint_starts_afresh(tmp_path: Path, program: Sequence[str]) -> None:
     run = make_run(tmp_path, "a")
-    begun(run, step)
+    begun(run, step=None)
     assert run_grid([run], program=program) == []
     assert not evaluation_of(run)["resumed"]
     assert not (run.folder / "half").exists()
@@ -150,6 +151,28 @@ def test_a_folder_of_another_run_is_neither_used_nor_deleted(
     stranger.folder.mkdir()
     (stranger.folder / "thesis.tex").write_text("")
     assert state_of(stranger) is State.FOREIGN
+
+
+TRESPASSER = """\
+import pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--output_dir") + 1]).with_name("b")
+folder.mkdir()
+(folder / "recipe.yaml").write_text("algorithm: rloo")
+(folder / "command.txt").write_text("agentr1 train rloo")
+"""
+
+
+def test_what_became_of_a_folder_is_seen_before_it_is_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run(tmp_path, "a"), make_run(tmp_path, "b")]
+    (tmp_path / "trespasser.py").write_text(TRESPASSER)
+    program = (sys.executable, str(tmp_path / "trespasser.py"))
+    assert run_grid(runs, program=program) == runs
+    assert (runs[1].folder / "recipe.yaml").read_text() == "algorithm: rloo"
+    assert starts(runs[1]) == []
+    shown = capsys.readouterr().out
+    assert f"failed  b: {runs[1].folder} now holds a run of another command" in shown
 
 
 # Signals ---------------------------------------------------------------------------------------
@@ -210,6 +233,38 @@ def test_one_signal_lets_the_runs_save_and_the_same_command_goes_on(
     assert [evaluation_of(run)["resumed"] for run in runs[:2]] == [True, True]
 
 
+def test_a_run_that_was_ended_in_its_final_test_keeps_its_training(
+    tmp_path: Path, program: Sequence[str], orphans: list[psutil.Process]
+) -> None:
+    runs = [make_run(tmp_path, f"seed{i}", "--do", "late") for i in (1, 2, 3)]
+    with job([sys.executable, "-c", DRIVER, str(tmp_path), "late"], tmp_path / "log") as grid:
+        under_way(grid, runs, orphans)
+        grid.process.send_signal(signal.SIGTERM)
+        assert grid.wait(60) == 130
+    assert run_grid(runs[:2], program=program) == []
+    assert [evaluation_of(run)["resumed"] for run in runs[:2]] == [True, True]
+
+
+def test_an_exception_leaves_no_run_behind(
+    tmp_path: Path, program: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [make_run(tmp_path, f"seed{i}", "--do", "wait") for i in (1, 2)]
+
+    def show(self: Board, running: Sequence[Job], waiting: int) -> None:
+        if [job.run.step for job in running] == [1, 1]:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(Board, "show", show)
+    with pytest.raises(ZeroDivisionError):
+        run_grid(runs, jobs=2, program=program)
+    end = time.monotonic() + 60
+    while any(state_of(run) is State.RUNNING for run in runs):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert [state_of(run) for run in runs] == [State.BEGUN, State.BEGUN]
+    assert all("saved" in run.log.read_text() for run in runs)
+
+
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, orphans: list[psutil.Process]) -> None:
     runs = [make_run(tmp_path, f"seed{i}", "--do", "hang") for i in (1, 2)]
     with job([sys.executable, "-c", DRIVER, str(tmp_path), "hang"], tmp_path / "log") as grid:
@@ -226,7 +281,10 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, orphans: list[psutil.Proce
     assert not any(process.is_running() for process in orphans)
 
 
-def test_a_run_that_outlived_its_grid_is_not_started_again(
+# Two grids at once -----------------------------------------------------------------------------
+
+
+def test_a_run_that_outlived_its_grid_is_waited_for(
     tmp_path: Path,
     program: Sequence[str],
     orphans: list[psutil.Process],
@@ -238,9 +296,42 @@ def test_a_run_that_outlived_its_grid_is_not_started_again(
         grid.process.kill()
         grid.process.wait()
     assert state_of(runs[0]) is State.RUNNING
-    assert run_grid(runs[:1], program=program) == runs[:1]
-    assert "failed  seed1: another process is at it" in capsys.readouterr().out
-    assert len(starts(runs[0])) == 1
+    ends = threading.Timer(3, lambda: [process.kill() for process in orphans])
+    ends.start()
+    run_grid(runs[:1], program=(sys.executable, "-c", ""))  # which goes wrong, but not before
+    shown = capsys.readouterr().out
+    assert "waiting: other processes are at seed1\nstarted seed1" in shown
+    assert len(starts(runs[0])) == 2
+
+
+def test_two_grids_with_the_same_runs_share_them_out(
+    tmp_path: Path, program: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run(tmp_path, f"seed{i}", "--do", "nap2") for i in (1, 2, 3)]
+    with job([sys.executable, "-c", DRIVER, str(tmp_path), "nap2"], tmp_path / "log") as grid:
+        grid.wait_for(lambda: state_of(runs[0]) is State.RUNNING)
+        assert run_grid(runs, program=program) == []
+        assert grid.wait(60) == 0
+    assert [state_of(run) for run in runs] == [State.DONE] * 3
+    assert [len(starts(run)) for run in runs] == [1, 1, 1]
+    for shown in (capsys.readouterr().out, grid.output):
+        assert "started seed" in shown
+        assert ", by another process" in shown
+        assert "3 of 3 done" in shown
+
+
+def test_a_second_grid_with_other_overrides_is_refused(
+    tmp_path: Path, program: Sequence[str]
+) -> None:
+    runs = [make_run(tmp_path, f"seed{i}", "--do", "nap2") for i in (1, 2, 3)]
+    others = [make_run(tmp_path, run.name, "--lr", "2") for run in runs]
+    with job([sys.executable, "-c", DRIVER, str(tmp_path), "nap2"], tmp_path / "log") as grid:
+        grid.wait_for(lambda: state_of(runs[0]) is State.RUNNING and runs[0].folder.exists())
+        with pytest.raises(ValueError, match=r"another command or recipe: .*/out/seed1"):
+            run_grid(others, program=program)
+        assert grid.wait(60) == 0
+    assert [state_of(run) for run in runs] == [State.DONE] * 3
+    assert [len(starts(run)) for run in runs] == [1, 1, 1]
 
 
 # The command line and the estimate -------------------------------------------------------------
@@ -277,6 +368,7 @@ def test_a_report_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ({"jobs": 0}, [], "--jobs be at least 1"),
         ({}, ["--seed", "4"], r"\['--seed'\]; use --seeds"),
         ({}, ["--output_dir=x"], "use --seeds and --out"),
+        ({}, ["--output-dir", "x"], r"\['--output-dir'\]; use --seeds"),
     ],
 )
 def test_options_that_make_no_grid_are_refused(

@@ -273,8 +273,9 @@ SMALL = (
 HANGING = ("--tools", "failing_tools.hanging", "--max_fault_share", "1")
 
 
-def run(folder: Path, *options: str, launched: bool = False) -> list[str]:
-    module = [*launcher("cpu_ddp"), "-m", "agentr1.train"] if launched else []
+def run(folder: Path, *options: str, launched: str | None = None) -> list[str]:
+    """The command, behind a launcher with one of recipes/accelerate if it is named."""
+    module = [*launcher(launched), "-m", "agentr1.train"] if launched else []
     verb = module or [sys.executable, "-m", "agentr1", "train"]
     return [*verb, "quickstart", "--output_dir", str(folder), *SMALL, *options]
 
@@ -285,7 +286,7 @@ def steps_logged(folder: Path) -> list[int]:
     return [record["step"] for record in map(json.loads, lines) if "loss" in record]
 
 
-def finish(folder: Path, log: Path, *options: str, launched: bool = False) -> dict[str, Any]:
+def finish(folder: Path, log: Path, *options: str, launched: str | None = None) -> dict[str, Any]:
     """Run to the end and return the final weights."""
     with job(run(folder, *options, launched=launched), log) as running:
         assert running.wait(100) == 0, running.output[-4000:]
@@ -305,16 +306,23 @@ def ranks(launch: Job) -> dict[str, psutil.Process]:
     return {w.environ()["RANK"]: w for w in workers if "RANK" in w.environ()}
 
 
+@pytest.mark.parametrize("saved", [True, False])
 def test_a_stop_in_the_last_step_keeps_the_policy_and_skips_its_test(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, saved: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     options = ("--rewards", "failing_tools.interrupted_reward", "--max_steps", "1")
-    assert main(run(folder, *options)[3:]) == 130
+    saving = () if saved else ("--save_strategy", "no")
+    assert main(run(folder, *options, *saving)[3:]) == 130
     shown = capsys.readouterr().err
-    assert f"agentr1 eval RECIPE --model {folder}" in shown
+    way = "the same command with --resume" if saved else f"agentr1 eval RECIPE --model {folder}"
+    assert way in shown
     assert (folder / "final" / "model.safetensors").is_file()
     assert {p.stem for p in (folder / "evaluation").iterdir()} == {"before"}
+    if saved:
+        assert main(run(folder, *options, "--resume")[3:]) == 0
+        assert json.loads((folder / "eval.json").read_text("utf-8"))["after"]["n"] == 6
+        assert steps_logged(folder) == [1]
 
 
 @pytest.mark.slow
@@ -366,10 +374,39 @@ def test_ctrl_c_before_the_first_step_stops_at_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("configuration", [None, "cpu_zero2"])
+def test_a_run_that_is_ended_in_its_final_test_is_tested_and_not_trained_again(
+    tmp_path: Path, configuration: str | None
+) -> None:
+    folder = tmp_path / "run"
+    adapters = ("--use_peft", "true", "--lora_r", "4") if configuration else ()
+    slowly = (*HANGING, *adapters, "--tool_timeout", "1")
+    with job(run(folder, *slowly, launched=configuration), tmp_path / "log") as running:
+        running.wait_for(lambda: "the policy after" in running.output)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait(30) != 0
+    assert not (folder / "eval.json").exists()
+    (checkpoint,) = folder.glob("checkpoint-*")
+    kept = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    (weights,) = (folder / "final").glob("*model.safetensors")
+    policy = load_file(weights)
+
+    with job(run(folder, *slowly, "--resume", launched=configuration), tmp_path / "2") as resumed:
+        assert resumed.wait(100) == 0, resumed.output[-4000:]
+    assert json.loads((folder / "eval.json").read_text("utf-8"))["after"]["n"] == 6
+    assert (folder / "metrics.jsonl").read_bytes() == metrics
+    assert {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")} == kept
+    assert_equal_weights(load_file(weights), policy)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(400)
 def test_two_processes_stop_after_the_same_step_when_one_is_asked(tmp_path: Path) -> None:
     """Once one rank alone is asked, once the launcher, as a scheduler does."""
     folder = tmp_path / "run"
-    with job(run(folder, launched=True), tmp_path / "one") as launch:
+    with job(run(folder, launched="cpu_ddp"), tmp_path / "one") as launch:
         launch.wait_for(lambda: steps_logged(folder))
         ranks(launch)["1"].send_signal(signal.SIGINT)
         assert launch.wait(60) != 0
@@ -380,7 +417,7 @@ def test_two_processes_stop_after_the_same_step_when_one_is_asked(tmp_path: Path
 
     slowly = (*HANGING, "--tool_timeout", "1", "--resume", "--max_steps", "100")
     grace = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}
-    with job(run(folder, *slowly, launched=True), tmp_path / "all", **grace) as launch:
+    with job(run(folder, *slowly, launched="cpu_ddp"), tmp_path / "all", **grace) as launch:
         launch.wait_for(lambda: "a call hangs" in launch.output)
         workers = ranks(launch)
         launch.process.send_signal(signal.SIGTERM)
@@ -395,12 +432,12 @@ def test_two_processes_stop_after_the_same_step_when_one_is_asked(tmp_path: Path
 @pytest.mark.timeout(200)
 def test_a_launch_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with job(run(folder, launched=True), tmp_path / "one") as launch:
+    with job(run(folder, launched="cpu_ddp"), tmp_path / "one") as launch:
         launch.wait_for(lambda: steps_logged(folder))
         launch.process.send_signal(signal.SIGINT)
         assert launch.wait(60) != 0
-    resumed = finish(folder, tmp_path / "resumed", "--resume", launched=True)
-    whole = finish(tmp_path / "whole", tmp_path / "log", launched=True)
+    resumed = finish(folder, tmp_path / "resumed", "--resume", launched="cpu_ddp")
+    whole = finish(tmp_path / "whole", tmp_path / "log", launched="cpu_ddp")
     assert_equal_weights(resumed, whole)
 
 
@@ -411,7 +448,7 @@ def test_ctrl_c_twice_or_the_launchers_grace_ends_a_launch_and_all_its_processes
     tmp_path: Path, presses: int, grace: str
 ) -> None:
     options = ("--tools", "failing_tools.hanging_later", "--tool_timeout", "1000")
-    command = run(tmp_path / "run", *options, "--test_limit", "1", launched=True)
+    command = run(tmp_path / "run", *options, "--test_limit", "1", launched="cpu_ddp")
     with job(command, tmp_path / "log", TORCH_ELASTIC_SHUTDOWN_TIMEOUT=grace) as launch:
         launch.wait_for(lambda: launch.output.count("a call hangs") > 1)
         workers = ranks(launch)

@@ -259,6 +259,28 @@ def without_tools(name: str) -> str:
     return name
 
 
+def test_what_a_recipe_says_in_so_many_words_is_kept(write: Callable[..., str]) -> None:
+    """A value that equals TRL's default is one, and no algorithm's proposal takes its place."""
+    proposed = load_recipe(write("algorithm: gspo\nmax_completion_length: 64"))
+    assert proposed.training.epsilon == 3e-4
+    kept = load_recipe(write("algorithm: gspo\nepsilon: 2.0e-1\nmax_completion_length: 64"))
+    assert kept.training.epsilon == 0.2
+    typed = load_recipe(write("algorithm: gspo\nmax_completion_length: 64"), ["--epsilon=.2"])
+    assert typed.training.epsilon == 0.2
+    with pytest.raises(ValueError, match="fixes loss_type='grpo', but it is set to 'dapo'"):
+        load_recipe(write("algorithm: grpo\nmax_completion_length: 64"), ["--loss_type", "dapo"])
+    same = load_recipe(write("algorithm: grpo\nloss_type: grpo\nmax_completion_length: 64"))
+    assert same.training.loss_type == "grpo"
+
+
+def test_a_loss_that_takes_each_row_for_an_episode_is_refused_with_short_contexts(
+    write: Callable[..., str],
+) -> None:
+    text = "algorithm: sapo\nmax_completion_length: 64\nkeep_last_observations: 1"
+    with pytest.raises(ValueError, match="keep_last_observations makes several rows"):
+        load_recipe(write(text))
+
+
 def build(name: str, *overrides: str) -> Any:
     return build_task(load_recipe(name, overrides).arguments)
 

@@ -121,6 +121,49 @@ def test_a_silent_group_leaves_the_batch_and_its_reward_is_asked_for_once(
     assert len(asked) == 4 + 2 * (rounds - 1)
 
 
+def test_what_rewards_log_belongs_to_the_episodes_that_were_kept(build: Callable[..., Any]) -> None:
+    def logs(trajectories: Sequence[Any], log_extra: Any = None, **_: object) -> list[float]:
+        ids = [t.row["id"] for t in trajectories]
+        log_extra("row", list(ids))
+        return [0.0 if row == "r0" else float(i % 2) for i, row in enumerate(ids)]
+
+    trainer = build(logs, refill_rounds=8)
+    trainer._generate_and_score_completions(inputs(trainer))
+    assert list(trainer._logs["extra"]["row"]) == [e.row["id"] for e in trainer._episodes]
+
+
+def test_a_resumed_run_draws_the_rows_of_the_uninterrupted_one(
+    tmp_path: Path, make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    def run(checkpoint: str | None) -> list[str]:
+        drawn: list[str] = []
+
+        def seldom_differs(trajectories: Sequence[Any], **_: object) -> list[float]:
+            ids = [t.row["id"] for t in trajectories]
+            drawn.append(" ".join(ids))
+            return [float(i % 2) * (row in ("r3", "r6")) for i, row in enumerate(ids)]
+
+        trainer = make_trainer(
+            tmp_path,
+            make_model(),
+            tokenizer,
+            rewards=seldom_differs,
+            env_factory=planned([0.0]),
+            settings={
+                **{"refill_rounds": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3},
+                "collapse_guard": "off",
+            },
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return drawn
+
+    whole = run(None)  # eight rows, two a step: the fifth step begins the second epoch
+    for step in (3,):
+        rest = run(str(tmp_path / f"checkpoint-{step}"))
+        assert rest == whole[-len(rest) :]
+        assert 3 <= len(rest) < len(whole)
+
+
 def test_rounds_are_bounded(build: Callable[..., Any]) -> None:
     calls = []
 

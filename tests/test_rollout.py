@@ -384,6 +384,18 @@ def test_observations_together_stay_within_their_limit(
         assert shown == [*needed[:fitting], 0]
 
 
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_rewrite_shows_its_observation_at_the_same_price(codec: Codec, rewritten: bool) -> None:
+    result = said("ab" * 9)
+    needed = len(codec.observation(result.observation, codec.action("Hm.")))
+    if rewritten:
+        result = dataclasses.replace(result, rewrite=(Message("user", "So far."),))
+    limits = Limits(max_turns=9, max_completion_length=999, max_observation_tokens=2 * needed)
+    episode, _ = play(codec, Replies([result] * 4), *["Hm."] * 5, limits=limits)
+    assert episode.stop_reason is StopReason.MAX_OBSERVATION_TOKENS
+    assert [bool(turn.observation) for turn in episode.turns] == [True, True, False]
+
+
 @given(rewrites=st.lists(st.booleans(), min_size=1, max_size=4), cap=st.integers(20, 60))
 def test_a_rewrite_begins_a_new_segment_with_a_budget_of_its_own(
     codec: Codec, rewrites: list[bool], cap: int

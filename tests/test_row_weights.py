@@ -111,3 +111,16 @@ def test_a_loss_that_takes_an_episode_for_one_row_is_refused_when_it_is_cut(
     trainer._play_training = lambda rows: [cut(episode) for episode in play(rows)]
     with pytest.raises(ValueError, match="sapo.*rewrote the context.*dr_grpo"):
         loss_of(trainer)
+
+
+@pytest.mark.parametrize("settings", [{"top_entropy_quantile": 0.5}, {"entropy_coef": 0.1}])
+def test_entropies_that_the_weights_of_rows_would_bend_are_refused(
+    build: Callable[..., Any], settings: dict[str, float]
+) -> None:
+    trainer = build(loss_type="grpo", **settings)
+    trainer.model.train()
+    trainer._generate_and_score_completions(inputs(trainer))  # one row an episode: allowed
+    play = trainer._play_training
+    trainer._play_training = lambda rows: [cut(episode) for episode in play(rows)]
+    with pytest.raises(ValueError, match="with loss_type grpo; unset them"):
+        loss_of(trainer)

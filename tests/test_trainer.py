@@ -313,6 +313,22 @@ def build_dataset() -> Any:
     return Dataset.from_list([dict(row) for row in ROWS])
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"algorithm": "remax"}, "greedy episode per group, which needs an environment"),
+        ({"algorithm": "dapo"}, "overlong_share=0.2|refill_rounds=3"),
+        ({"turn_discount": 0.5}, "turn_discount=0.5 is about episodes"),
+        ({"process_credit": "trajectory"}, "set process_credit to 'turn'"),
+    ],
+)
+def test_without_an_environment_settings_of_episodes_are_refused(
+    build: Callable[..., Any], settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        build(settings=settings)
+
+
 def test_without_an_environment_tools_work_as_in_grpo_trainer(build: Callable[..., Any]) -> None:
     def add(a: int, b: int) -> int:
         """Add two numbers.
@@ -711,6 +727,31 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
         resumed.model.named_parameters(), whole.model.parameters(), strict=True
     ):
         assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("step", [3, 4, 5, 8])
+def test_a_run_resumed_in_any_epoch_goes_on_with_its_rows(
+    build: Callable[..., Any], tmp_path: Path, step: int
+) -> None:
+    saving = SAVING | {"max_steps": 10, "save_steps": 1, "collapse_guard": "off"}
+
+    def run(checkpoint: str | None, env_factory: Any = None) -> list[list[str]]:
+        rows: list[list[str]] = []
+
+        def noted(prompts: Sequence[Any], **_: object) -> list[float]:
+            rows.append([prompt[0]["content"] for prompt in prompts])
+            return [0.0] * len(prompts)
+
+        trainer = build(env_factory=env_factory, rewards=noted, settings=saving)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return rows
+
+    whole = run(None, planned([0.5], [0.0]))  # eight rows, two a step: four steps an epoch
+    assert len(whole) == 10
+    assert whole[:4] != whole[4:8]
+    assert run(str(tmp_path / f"checkpoint-{step}"), planned([0.5], [0.0])) == whole[step:]
+    if step == 8:
+        assert run(None) == whole  # TRL's own order
 
 
 # Checkpoints -----------------------------------------------------------------------------------

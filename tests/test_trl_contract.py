@@ -116,7 +116,7 @@ def test_agent_trainer_overrides_what_its_docstring_lists_and_nothing_else() -> 
     assert own == {
         *("_generate_and_score_completions", "_calculate_rewards", "_prepare_inputs"),
         *("_compute_loss", "_get_per_token_logps_and_entropies", "evaluate", "end"),
-        *("_save_checkpoint", "_get_output_dir"),
+        *("_save_checkpoint", "_get_output_dir", "_get_train_sampler"),
     }
     said = " ".join(str(part.__doc__) for part in ours)
     assert all(name in said for name in own)

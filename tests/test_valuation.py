@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -45,6 +48,12 @@ def episodes(
         trained=trained,
         penalties=penalties,
     )
+
+
+@pytest.mark.parametrize("value", [value_tokens, value_turns])
+def test_an_infinite_outcome_is_named(value: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"infinite one in rows \[1\]"):
+        value(STATES, episodes(outcome=(1.0, float("inf"))), lam=1.0)
 
 
 def test_token_by_token_with_lambda_1() -> None:

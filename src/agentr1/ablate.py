@@ -15,6 +15,7 @@ from typing import Any
 
 from agentr1.cells import (
     Cell,
+    check_cells,
     header,
     interval_record,
     markdown,
@@ -23,7 +24,7 @@ from agentr1.cells import (
     with_interval,
 )
 from agentr1.commandline import guarded, split_arguments
-from agentr1.grid import carry_out, check_options, grid_parser
+from agentr1.grid import carry_out, check_options, given_of, grid_parser
 from agentr1.recipe import Recipe, load_recipe, metric_name
 from agentr1.runs import write_json, write_text
 
@@ -68,6 +69,8 @@ ROWS = (
     Masks("grpo", "no_loss_mask", "GRPO, loss mask off", {"loss_mask": "all"}),
 )
 """The first row of each algorithm has all its masks, and the others are compared with it."""
+SET = ("algorithm", *sorted({key for masks in ROWS for key in masks.settings}))
+"""Keys that tell the rows apart."""
 COLUMNS = ("outcome", "process")
 """Folders of the two columns: outcome reward alone, and process rewards besides."""
 
@@ -234,10 +237,14 @@ def check_matplotlib() -> None:
 def ablate(args: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> None:
     """Do the runs of the ablation, or report on them; see `grid.carry_out` for what it raises."""
     check_options(args, overrides)
+    if given := given_of(SET, overrides):
+        raise ValueError(f"the rows of the table differ by {', '.join(SET)}; leave {given} out")
     if not args.no_plot:
         check_matplotlib()
     args.out = args.out or OUT / args.task
     cells = plan(args.task, args.out, args.seeds, overrides, args.process_recipe)
+    if not args.report:
+        check_cells(cells.values())
 
     def report() -> None:
         top = header(list(cells.values()), argv)

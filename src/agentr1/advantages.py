@@ -309,6 +309,7 @@ def with_outcome(rewards: TurnRewards, outcome: Tensor) -> Tensor:
         rewards: of B trajectories.
         outcome: (B,), theirs.
     """
+    _grouped(outcome, 1)  # refuses an infinite one
     refuse_non_finite(rewards.process, rewards.turn_counts)
     turns = torch.arange(rewards.process.shape[1], device=rewards.process.device)  # (K,)
     last = turns == rewards.turn_counts.unsqueeze(1) - 1  # (B, K)

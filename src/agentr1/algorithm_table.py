@@ -14,6 +14,7 @@ from typing import Any
 
 from agentr1.cells import (
     Cell,
+    check_cells,
     header,
     interval_record,
     markdown,
@@ -47,6 +48,8 @@ def plan(
     Raises:
         ValueError, FileNotFoundError: a mistake in a recipe or an override.
     """
+    if len(set(recipes)) < len(recipes):
+        raise ValueError(f"--recipes must differ, got {', '.join(recipes)}")
     cells = []
     for name in recipes:
         recipe = load_recipe(f"{task}/{name}", overrides)
@@ -116,6 +119,8 @@ def algorithms(args: argparse.Namespace, overrides: Sequence[str], argv: Sequenc
     check_options(args, overrides)
     args.out = args.out or OUT / args.task
     cells = plan(args.task, args.out, args.seeds, args.recipes, overrides)
+    if not args.report:
+        check_cells(cells)
 
     def report() -> None:
         top = header(cells, argv)

@@ -11,6 +11,7 @@ import datetime
 import enum
 import fcntl
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,6 +53,11 @@ class Run:
         return ("train", self.recipe, *self.overrides, "--output_dir", str(self.folder))
 
     @property
+    def command(self) -> str:
+        """What its folder's `command.txt` says."""
+        return shlex.join(["agentr1", *self.arguments])
+
+    @property
     def log(self) -> Path:
         """What its processes print; one of them holds a lock on it as long as it lives."""
         return self.folder.with_name(f"{self.folder.name}.log")
@@ -76,21 +82,30 @@ class State(enum.StrEnum):
     FOREIGN = "another command's or recipe's"
 
 
-def state_of(run: Run) -> State:
-    """Look at a run's folder, and at the lock on its log."""
-    if _is_locked(run.log):
-        return State.RUNNING
-    if not run.folder.exists() or not any(run.folder.iterdir()):
-        return State.NEW
-    if not _is_ours(run):
+def state_of(run: Run, held: bool = False) -> State:
+    """Look at a run's folder, and at the lock on its log.
+
+    Args:
+        run: whose.
+        held: the caller has the lock, so that it says nothing.
+    """
+    locked = not held and _is_locked(run.log)
+    ours = _is_ours(run)
+    if ours is False or (ours is None and not locked and any(run.folder.glob("*"))):
         return State.FOREIGN
+    if locked:
+        return State.RUNNING
+    if ours is None:
+        return State.NEW
     return State.DONE if "after" in evaluation(run) else State.BEGUN
 
 
 def evaluation(run: Run) -> dict[str, Any]:
     """The run's `eval.json`, empty before there is one."""
-    path = run.folder / "eval.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
 
 
 def _is_locked(log: Path) -> bool:
@@ -104,14 +119,19 @@ def _is_locked(log: Path) -> bool:
     return False
 
 
-def _is_ours(run: Run) -> bool:
-    """The folder holds this run: the command was the same, and the recipe but for its comments."""
+def _is_ours(run: Run) -> bool | None:
+    """The folder holds this run: the command was the same, and the recipe but for its comments.
+
+    None where it does not say what it holds.
+    """
     try:
         command = (run.folder / "command.txt").read_text(encoding="utf-8").strip()
         keys = yaml.safe_load((run.folder / "recipe.yaml").read_text(encoding="utf-8"))
-    except (FileNotFoundError, yaml.YAMLError):
+    except FileNotFoundError:
+        return None
+    except yaml.YAMLError:
         return False
-    return command == shlex.join(["agentr1", *run.arguments]) and keys == yaml.safe_load(run.text)
+    return command == run.command and keys == yaml.safe_load(run.text)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -215,6 +235,24 @@ def plan_cell(
     return Cell(runs, metric, keys)
 
 
+def check_cells(cells: Iterable[Cell]) -> None:
+    """See that what the recipes name is there, equal recipes once: no weights, nothing started.
+
+    Raises:
+        ValueError, FileNotFoundError: a mistake that `agentr1 train` would find in each run.
+    """
+    from agentr1.recipe import load_recipe  # here, since what runs a grid needs no torch
+    from agentr1.train import resolve
+
+    seen = set()
+    for run in (next(iter(cell.runs.values())) for cell in cells):
+        recipe = load_recipe(run.recipe, run.overrides)
+        named = (recipe.arguments, recipe.model.model_name_or_path, recipe.training.limits)
+        if repr(named) not in seen:
+            resolve(recipe)
+            seen.add(repr(named))
+
+
 def _paired(
     a: Mapping[int, Mapping[str, float]], b: Mapping[int, Mapping[str, float]]
 ) -> Interval | None:
@@ -269,7 +307,7 @@ def progress_line(runs: Sequence[Run]) -> str:
 
 def number(value: float | None, sign: str = "") -> str:
     """`.350`, `+.323`, or `-` where there is none."""
-    return "-" if value is None else f"{value:{sign}.3f}".replace("0.", ".", 1)
+    return "-" if value is None else re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}.3f}")
 
 
 def with_interval(interval: Interval | None, sign: str = "") -> str:

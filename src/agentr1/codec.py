@@ -84,19 +84,17 @@ class Codec:
             messages: anything an environment may open with or rewrite to.
             said: the policy's messages so far with their ids, in order. Where `messages` repeats
                 one of them, its ids stand there as they were sampled; any other text is foreign.
+                Of equal messages the last are the policy's: an opening may hold the same words.
 
         Returns:
             Token ids that end with the template's generation prompt.
         """
-        waiting: defaultdict[Message, list[Sequence[int]]] = defaultdict(list)
-        for message, action_ids in reversed(said):
-            waiting[message].append(action_ids)
+        sampled = _as_sampled(messages, said)
         ids: tuple[int, ...] = ()
         foreign: list[Message] = []  # since the last action
-        for message in messages:
-            if waiting[message] and (ids or foreign):
-                action = tuple(waiting[message].pop())
-                ids += self._before(foreign, ids) + action
+        for i, message in enumerate(messages):
+            if i in sampled:
+                ids += self._before(foreign, ids) + sampled[i]
                 foreign = []
             else:
                 foreign.append(message)
@@ -142,7 +140,8 @@ class Codec:
                 ended it, be it the template's or another of the model's stop ids.
         """
         ended = not cut and action_ids and action_ids[-1] in self._special_ids
-        return Message("assistant", self._text(action_ids[:-1] if ended else action_ids), cut=cut)
+        text = self._text(action_ids[:-1] if ended else action_ids)
+        return Message("assistant", text, cut=cut, length=len(action_ids) - bool(ended))
 
     def action(self, content: str) -> tuple[int, ...]:
         """Encode text that is to be the policy's own: control tokens are live here.
@@ -239,6 +238,17 @@ class Codec:
                 list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         )
+
+
+def _as_sampled(
+    messages: Sequence[Message], said: Sequence[tuple[Message, Sequence[int]]]
+) -> dict[int, tuple[int, ...]]:
+    """The ids of those messages that the policy said, by place; never the first one."""
+    waiting: defaultdict[Message, list[Sequence[int]]] = defaultdict(list)
+    for message, action_ids in said:
+        waiting[message].append(action_ids)
+    places = [i for i in range(len(messages) - 1, 0, -1) if messages[i].role == "assistant"]
+    return {i: tuple(waiting[messages[i]].pop()) for i in places if waiting[messages[i]]}
 
 
 def _as_dict(message: Message) -> dict[str, Any]:

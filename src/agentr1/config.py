@@ -7,10 +7,11 @@ what credit needs (`credit_config.py`). Nothing in this module loads a model or 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -84,12 +85,13 @@ class AgentConfig(CreditConfig, GRPOConfig):
             super().__post_init__()
         self._check_ranges()
         self.check_credit()
-        self._check_critic()
+        self._check_idle()
 
     def _apply_algorithm(self, name: str) -> None:
         """Set what the algorithm fixes; a different value set by hand is an error, not a guess.
 
-        What it only proposes is set where the recipe leaves the field at its default.
+        What it only proposes is set where the field is at its default. A value set by hand that
+        equals the default cannot be told from one left alone: `keep_given` sees to recipes.
         """
         row = find_algorithm(name)
         defaults = {f.name: f.default for f in fields(self) if f.default is not MISSING}
@@ -105,9 +107,41 @@ class AgentConfig(CreditConfig, GRPOConfig):
             if getattr(self, key) == defaults.get(key):
                 setattr(self, key, value)
 
-    def _check_critic(self) -> None:
-        """Refuse settings of a critic where there is none: they would do nothing."""
+    def keep_given(self, given: Mapping[str, Any]) -> None:
+        """Hold to what a recipe or a command says in so many words, defaults included.
+
+        Args:
+            given: name to value, as read or as text.
+
+        Raises:
+            ValueError: it contradicts what the algorithm fixes.
+        """
+        if self.algorithm is None:
+            return
+        row, defaults = find_algorithm(self.algorithm), {f.name: f.default for f in fields(self)}
+        for key, value in row.settings.items():
+            if key in given and not _same(given[key], value):
+                raise ValueError(
+                    f"algorithm {self.algorithm!r} fixes {key}={value!r}, but it is set to "
+                    f"{given[key]!r}; remove {key}, or leave `algorithm` out and set TRL's fields"
+                )
+        for key in row.defaults:
+            if key in given and _same(given[key], defaults[key]):
+                setattr(self, key, defaults[key])
+
+    def _check_idle(self) -> None:
+        """Refuse settings of a critic, or of one algorithm, where they would do nothing."""
+        if self.anchor_weight != 1 and self.algorithm != "gigpo":
+            raise ValueError(
+                f"anchor_weight={self.anchor_weight} is a setting of gigpo, got algorithm "
+                f"{self.algorithm!r}; remove it"
+            )
         if self.algorithm is not None and find_algorithm(self.algorithm).needs_critic:
+            if self.critic_warmup_steps and self.weight_decay:
+                raise ValueError(
+                    f"critic_warmup_steps={self.critic_warmup_steps} leaves the policy as it is, "
+                    f"but weight_decay={self.weight_decay} would shrink it; set one of them to 0"
+                )
             return
         defaults = {f.name: f.default for f in fields(self)}
         if idle := [name for name in OF_THE_CRITIC if getattr(self, name) != defaults[name]]:
@@ -129,8 +163,15 @@ class AgentConfig(CreditConfig, GRPOConfig):
                 f"algorithm {self.algorithm!r} compares the rollouts of a prompt, got "
                 "num_generations=1; set 2 or more, or use reinforce++ or ppo"
             )
+        if alone and self.refill_rounds:
+            raise ValueError(
+                f"refill_rounds={self.refill_rounds} replaces groups whose rollouts were paid "
+                "alike, and a group of one always is; set it to 0, or num_generations to 2 or more"
+            )
         if alone:  # what divides the batch of a process divides that of all
-            self.num_generations = max(2, self.per_device_train_batch_size)
+            steps = self.steps_per_generation or self.gradient_accumulation_steps
+            mine = self.generation_batch_size or self.per_device_train_batch_size * steps
+            self.num_generations = max(2, mine)
             self.num_generations_eval = 1
         try:
             yield
@@ -335,6 +376,16 @@ class AgentConfig(CreditConfig, GRPOConfig):
                 f"{self.off_policy_mask_threshold} reads one per sequence; use grpo, dapo, bnpo, "
                 "dr_grpo, cispo or sapo without the threshold, or drop the process rewards"
             )
+
+
+def _same(given: Any, value: Any) -> bool:
+    """True where a value as read from YAML or typed on the command line is that value."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(given) == value
+        except (TypeError, ValueError):
+            return False
+    return str(given).lower() == str(value).lower()
 
 
 def _counts(value: object) -> bool:

@@ -63,10 +63,18 @@ def counter(codec: Codec) -> Count:
         return len(codec.prompt(messages))
 
     @functools.lru_cache(maxsize=8192)
-    def appended(message: Message) -> int:
-        if message.role == "assistant":  # whose words stand as they were sampled
-            return len(codec.action(message.content)) - len(codec.end_of_turn_ids) + between
+    def said(content: str) -> int:
+        return len(codec.action(content)) - len(codec.end_of_turn_ids)
+
+    @functools.lru_cache(maxsize=8192)
+    def shown(message: Message) -> int:
         return len(codec.observation((message,), ())) - between
+
+    def appended(message: Message) -> int:
+        if message.role != "assistant":
+            return shown(message)
+        sampled = message.length  # the policy's words stand as they were sampled
+        return (said(message.content) if sampled is None else sampled) + between
 
     def count(messages: Sequence[Message]) -> int:
         roles = [message.role for message in messages]

@@ -48,18 +48,19 @@ class CreditConfig:
             "ablation."
         },
     )
-    refill_rounds: int = field(
-        default=0,
+    refill_rounds: int | None = field(
+        default=None,
         metadata={
             "help": "Dynamic sampling: so many times, groups whose rewards are all equal are "
-            "replaced by groups of other rows."
+            "replaced by groups of other rows. Unset: the algorithm's, for most 0."
         },
     )
-    overlong_share: float = field(
-        default=0.0,
+    overlong_share: float | None = field(
+        default=None,
         metadata={
             "help": "Share of `max_completion_length` at its end in which a longer completion is "
-            "punished more, down to -1 (soft overlong punishment); 0 punishes none."
+            "punished more, down to -1 (soft overlong punishment); 0 punishes none. Unset: the "
+            "algorithm's, for most 0."
         },
     )
     sampling_correction: str = field(
@@ -117,11 +118,13 @@ class CreditConfig:
     )
 
     def check_credit(self) -> None:
-        """Refuse values out of range.
+        """Give what is still unset its value, and refuse values out of range.
 
         Raises:
             ValueError: with the setting, its value and what was expected.
         """
+        self.refill_rounds = self.refill_rounds or 0
+        self.overlong_share = self.overlong_share or 0.0
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -146,6 +149,34 @@ class CreditConfig:
         for name, holds, expected in checks:
             if not holds:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+        if self.process_scale != "none" and self.process_credit == "trajectory":
+            raise ValueError(
+                f"process_scale={self.process_scale!r} scales what single turns are credited with, "
+                "but with process_credit: trajectory they are credited with nothing of their own; "
+                "remove one of the two"
+            )
+
+    def check_without_environment(self, greedy: str | None) -> None:
+        """Refuse what generation without an environment, TRL's own, would pass over.
+
+        Args:
+            greedy: the algorithm's name if it plays a greedy episode per group.
+
+        Raises:
+            ValueError: with the setting, its value and the way out.
+        """
+        if greedy is not None:
+            raise ValueError(
+                f"algorithm {greedy!r} plays a greedy episode per group, which needs an "
+                "environment; pass env_factory, or use rloo"
+            )
+        for name in OF_EPISODES:
+            value, idle = getattr(self, name), _IDLE.get(name, getattr(CreditConfig, name))
+            if value != idle:
+                raise ValueError(
+                    f"{name}={value!r} is about episodes and does nothing without an environment; "
+                    f"pass env_factory, or set {name} to {idle!r}"
+                )
 
 
 OF_THE_CRITIC = (
@@ -153,6 +184,18 @@ OF_THE_CRITIC = (
     *("value_coef", "value_clip", "gae_lambda", "reward_kl", "advantage_alignment"),
 )
 """Fields that do nothing without a critic."""
+
+OF_EPISODES = (
+    *("turn_discount", "process_credit", "process_scale", "anchor_weight", "loss_mask"),
+    *("refill_rounds", "overlong_share"),
+)
+"""Fields that do nothing without an environment."""
+
+LOSSES_OF_CONTEXTS = ("grpo", "dr_grpo", "dapo", "cispo", "bnpo")
+"""Losses in which an episode of several contexts can weigh as one."""
+
+_IDLE = {"refill_rounds": 0, "overlong_share": 0.0}
+"""Their values that ask for nothing, where these are not the defaults."""
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "process_credit": ("turn", "trajectory"),

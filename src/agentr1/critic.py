@@ -83,7 +83,9 @@ class Critic:
             model.add_module(TRUNK, self._trunk)
         width = inner.config.get_text_config().hidden_size
         place = {"device": next(model.parameters()).device, "dtype": _head_dtype(model)}
-        with torch.random.fork_rng():  # the run's own draws stay what they are without a critic
+        used = [place["device"]] if place["device"].type == "cuda" else []
+        # The run's own draws stay what they are without a critic.
+        with torch.random.fork_rng(devices=used):
             torch.manual_seed(seed)
             if kind == "adapter":
                 self._add_adapter()
@@ -265,8 +267,9 @@ def _activate(
 
 def _head_dtype(model: Any) -> torch.dtype:
     """fp32, but ZeRO-3 gathers parameters of one type only."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return trained[0].dtype if hasattr(trained[0], "ds_id") else torch.float32
+    split = any(hasattr(p, "ds_id") for p in model.parameters())  # an adapter's are not, yet
+    trained = next(p for p in model.parameters() if p.requires_grad)
+    return trained.dtype if split else torch.float32
 
 
 def _gathered(parameters: Sequence[nn.Parameter]) -> Any:

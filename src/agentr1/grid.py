@@ -2,14 +2,14 @@
 
 Layer 7: knows commands, processes and signals; which runs there are, and what their results mean,
 is its callers' matter. The log of a run is locked as long as its process lives: a grid that was
-killed cannot start a second process in a folder that is still written to.
+killed cannot start a second process in a folder that is still written to, and two grids with the
+same runs share them out.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,16 +28,20 @@ from typing import TextIO
 from agentr1.cells import Run, State, progress_line, state_of
 from agentr1.commandline import add_debug
 from agentr1.grid_board import Board, Job
+from agentr1.runs import write_text
 from agentr1.signals import StopSignals
 
 PROGRAM = (sys.executable, "-m", "agentr1")
 _POLL = 0.1  # seconds between two looks at the processes
 _TAIL = 15  # lines of a failed run's log that are shown
-_KEPT = ("--seed", "--output_dir")  # options of `agentr1 train` that are the grid's to give
+_PATIENCE = 10  # such looks with nothing to do, before that is said
+_KEPT = ("seed", "output_dir")  # options of `agentr1 train` that are the grid's to give
 
 
 def run_grid(runs: Sequence[Run], jobs: int = 1, program: Sequence[str] = PROGRAM) -> list[Run]:
     """Do the runs that are not done, in their order.
+
+    A run that another process is at is left to it, and looked at again when that one has ended.
 
     Args:
         runs: with folders of their own.
@@ -58,49 +62,104 @@ def run_grid(runs: Sequence[Run], jobs: int = 1, program: Sequence[str] = PROGRA
             f"{len(foreign)} folders hold runs of another command or recipe: {', '.join(foreign)}; "
             "delete them, or name another place with --out"
         )
-    waiting = deque(r for r, s in zip(runs, states, strict=True) if s is not State.DONE)
-    running: list[Job] = []
-    failed: list[Run] = []
+    missing = [r for r, s in zip(runs, states, strict=True) if s is not State.DONE]
     heard = 0
-    with _listening() as asked, Board(len(runs), len(waiting), jobs) as board:
-        while waiting or running:
-            if asked.times > heard:
-                heard = asked.times
-                waiting.clear()
-                _stop(running, board, at_once=heard > 1)
-            while waiting and len(running) < jobs:
-                run = waiting.popleft()
-                job = _start(run, program, board, _threads(jobs))
-                failed += [run] if job is None else []
-                running += [job] if job is not None else []
-            ended = [job for job in running if job.process.poll() is not None]
-            running = [job for job in running if job not in ended]
-            failed += [job.run for job in ended if not _ended_well(job, board, heard > 0)]
-            board.show(running, len(waiting))
-            time.sleep(_POLL)
+    with _listening() as asked, Board(len(runs), len(missing), jobs) as board:
+        work = _Work(missing, jobs, program, board)
+        try:
+            while work.waiting or work.running:
+                if asked.times > heard:
+                    heard = asked.times
+                    work.stop(at_once=heard > 1)
+                work.start()
+                work.end(heard > 0)
+                board.show(work.running, len(work.waiting))
+                time.sleep(_POLL)
+        finally:  # an exception finds some under way, in sessions of their own
+            work.stop(at_once=False)
     if heard:
         done = sum(state_of(run) is State.DONE for run in runs)
         raise KeyboardInterrupt(
             f"stopped with {done} of {len(runs)} runs done; the same command goes on from there"
         )
-    return failed
+    return work.failed
 
 
-def _threads(jobs: int) -> int | None:
-    """Threads of each process: runs at the same time share the cores."""
-    return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+class _Work:
+    """The runs of a grid that wait, are under way or failed."""
+
+    def __init__(
+        self, missing: Sequence[Run], jobs: int, program: Sequence[str], board: Board
+    ) -> None:
+        self.waiting = deque(missing)
+        self.running: list[Job] = []
+        self.failed: list[Run] = []
+        self._jobs, self._program, self._board = jobs, program, board
+        self._threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+        self._idle = 0
+
+    def start(self) -> None:
+        """Fill the free places."""
+        for _ in range(len(self.waiting)):  # each once: those of others go to the back
+            if len(self.running) == self._jobs:
+                break
+            run = self.waiting.popleft()
+            found = _start(run, self._program, self._threads)
+            if isinstance(found, Job):
+                self.running.append(found)
+                at = f", from step {found.first_step}" if found.first_step else ""
+                self._board.say(f"started {run.name}{at}")
+            elif found is State.RUNNING:
+                self.waiting.append(run)
+            elif found is State.DONE:
+                self._board.found(run)
+            else:
+                self.failed.append(run)
+                self._board.say(
+                    f"failed  {run.name}: {run.folder} now holds a run of another command or recipe"
+                )
+        self._idle = 0 if self.running else self._idle + 1
+        if self._idle == _PATIENCE:
+            names = ", ".join(run.name for run in self.waiting)
+            self._board.say(f"waiting: other processes are at {names}")
+
+    def end(self, asked: bool) -> None:
+        """See which processes have ended, and how."""
+        ended = [job for job in self.running if job.process.poll() is not None]
+        self.running = [job for job in self.running if job not in ended]
+        self.failed += [job.run for job in ended if not _ended_well(job, self._board, asked)]
+
+    def stop(self, at_once: bool) -> None:
+        """Start nothing more; ask the runs to finish their step and save, or end them there."""
+        self.waiting.clear()
+        for job in self.running:
+            if at_once:
+                job.process.kill()
+            else:
+                job.process.terminate()
+        if self.running and not at_once:
+            self._board.say(
+                f"stopping: {len(self.running)} finish their step and save; Ctrl-C again ends at "
+                "once"
+            )
 
 
-def _start(run: Run, program: Sequence[str], board: Board, threads: int | None) -> Job | None:
-    """Start a run, or go on with it; None where another process is at it."""
+def _start(run: Run, program: Sequence[str], threads: int | None) -> Job | State:
+    """Start a run, or go on with it; what it is where there is nothing to start.
+
+    What was seen of the folder before the lock was taken may have changed: only what is seen under
+    it decides whether the folder is touched.
+    """
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("a", encoding="utf-8") as log:
         if not _lock(log):
-            board.say(f"failed  {run.name}: another process is at it; wait for that one or end it")
-            return None
+            return State.RUNNING
+        state = state_of(run, held=True)
+        if state in (State.DONE, State.FOREIGN):
+            return state
         step = _resumable_step(run.folder)
-        if step == 0 and run.folder.exists():
-            shutil.rmtree(run.folder)  # of this very run, and nothing in it to go on from
+        if step == 0:
+            _begin(run)
         command = [*program, *run.arguments, *(["--resume"] if step else [])]
         log.write(f"$ {shlex.join(command)}\n")
         log.flush()
@@ -110,43 +169,31 @@ def _start(run: Run, program: Sequence[str], board: Board, threads: int | None) 
             stdout=log,  # which passes the lock on
             stderr=subprocess.STDOUT,
             env={**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ},
-            start_new_session=True,  # a terminal's Ctrl-C reaches the grid alone; see `_stop`
+            start_new_session=True,  # a terminal's Ctrl-C reaches the grid alone; see `_Work.stop`
         )
-    board.say(f"started {run.name}" + (f", from step {step}" if step else ""))
     return Job(run, process, time.monotonic(), step)
 
 
 def _lock(log: TextIO) -> bool:
-    for _ in range(3):  # a look at the lock, see `state_of`, holds it for a moment
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(_POLL)
-    return False
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _begin(run: Run) -> None:
+    """An empty folder that says whose it is, before its process has come to say so."""
+    if run.folder.exists():
+        shutil.rmtree(run.folder)  # of this very run, and nothing in it to go on from
+    write_text(run.folder / "recipe.yaml", run.text)
+    write_text(run.folder / "command.txt", run.command + "\n")
 
 
 def _resumable_step(folder: Path) -> int:
-    """The newest checkpoint that has steps after it, 0 if none: then the run starts afresh.
-
-    So does one that was killed in its final test, which `agentr1 train --resume` does not repeat.
-    """
-    found = [int(path.name[len("checkpoint-") :]) for path in folder.glob("checkpoint-*")]
-    if not found:
-        return 0
-    path = folder / f"checkpoint-{max(found)}" / "trainer_state.json"
-    return max(found) if max(found) < json.loads(path.read_text())["max_steps"] else 0
-
-
-def _stop(running: Sequence[Job], board: Board, at_once: bool) -> None:
-    """Ask the runs to finish their step and save, or end them where they are."""
-    for job in running:
-        if at_once:
-            job.process.kill()
-        else:
-            job.process.terminate()
-    if running and not at_once:
-        board.say(f"stopping: {len(running)} finish their step and save; Ctrl-C again ends at once")
+    """The newest checkpoint, 0 if none: then the run starts afresh."""
+    steps = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
 def _ended_well(job: Job, board: Board, asked: bool) -> bool:
@@ -222,8 +269,14 @@ def check_options(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ValueError(
             f"--seeds must differ and --jobs be at least 1, got {args.seeds} and {args.jobs}"
         )
-    if given := [word for word in overrides if word.partition("=")[0] in _KEPT]:
+    if given := given_of(_KEPT, overrides):
         raise ValueError(f"every run is given its own {given}; use --seeds and --out")
+
+
+def given_of(keys: Collection[str], overrides: Sequence[str]) -> list[str]:
+    """Those of the keys that are overridden, as they were written."""
+    options = [word.partition("=")[0] for word in overrides if word.startswith("--")]
+    return [option for option in options if option[2:].replace("-", "_") in keys]
 
 
 def carry_out(

@@ -89,6 +89,12 @@ class Board:
         of = f"{self._done} of {self._total} done"
         self.say(f"done    {job.run.name} in {_duration(job.seconds)}; {of}{left}")
 
+    def found(self, run: Run) -> None:
+        """Count a run that another process has done meanwhile."""
+        self._done += 1
+        self._progress.update(self._all, completed=self._done)
+        self.say(f"done    {run.name}, by another process; {self._done} of {self._total} done")
+
     def show(self, running: Sequence[Job], waiting: int) -> None:
         """Bring the bars and the estimate up to date."""
         if time.monotonic() < self._next_look:

@@ -12,6 +12,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ import yaml
 from trl import ModelConfig, TrlParser
 
 from agentr1.config import AgentConfig
+from agentr1.credit_config import LOSSES_OF_CONTEXTS
 from agentr1.data import find_corpus, find_split, load_rows
 from agentr1.envs.base import EnvFactory
 from agentr1.envs.check import check_env
@@ -164,10 +166,21 @@ def load_recipe(name: str, overrides: Sequence[str] = (), training: type = Agent
         if unknown:
             raise ValueError(_unknown_keys(unknown, kinds))
         if isinstance(config, AgentConfig):
+            config.keep_given(keys | _options(overrides))
             _check_together(arguments, config, model)
     except ValueError as error:
         raise ValueError(f"recipe {path}: {error}") from error
     return Recipe(f"{path.parent.name}/{path.stem}", text, arguments, config, model)
+
+
+def _options(overrides: Sequence[str]) -> dict[str, str]:
+    """`--key value` and `--key=value` as names and texts."""
+    given = {}
+    for word, following in itertools.zip_longest(overrides, overrides[1:], fillvalue=""):
+        name, joined, value = word.partition("=")
+        if name.startswith("--"):
+            given[name[2:].replace("-", "_")] = value if joined else following
+    return given
 
 
 def _with_tape(overrides: Sequence[str]) -> list[str]:
@@ -249,6 +262,12 @@ def _check_together(arguments: RecipeArguments, config: AgentConfig, model: Mode
         )
     if arguments.process_rewards:
         config.check_for_turn_advantages()
+    shortened = [k for k in ("keep_last_observations", "context_tokens") if getattr(arguments, k)]
+    if shortened and config.loss_type not in LOSSES_OF_CONTEXTS:
+        raise ValueError(
+            f"{shortened[0]} makes several rows of an episode, but loss_type={config.loss_type!r} "
+            f"takes each row for an episode; use one of {list(LOSSES_OF_CONTEXTS)}"
+        )
     known = [f"eval_{metric_name(path)}" for path in arguments.metrics]
     best = config.metric_for_best_model
     if best is not None and f"eval_{best.removeprefix('eval_')}" not in known:

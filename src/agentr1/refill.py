@@ -28,11 +28,13 @@ class PlayedBatch:
         rows: B of them.
         trajectories: theirs.
         rewards: (B, F), one column per reward function.
+        extras: columns that the reward functions logged, B values each.
     """
 
     rows: list[dict[str, Any]]
     trajectories: list[Trajectory]
     rewards: Tensor
+    extras: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
     def take(self, group: int, other: PlayedBatch, others_group: int, size: int) -> None:
         """Put a group of another batch in the place of one of this."""
@@ -40,6 +42,9 @@ class PlayedBatch:
         self.rows[mine] = other.rows[theirs]
         self.trajectories[mine] = other.trajectories[theirs]
         self.rewards[mine] = other.rewards[theirs]
+        for name in self.extras.keys() | other.extras.keys():
+            column = self.extras.setdefault(name, [None] * len(self.rows))
+            column[mine] = other.extras.get(name, [None] * len(other.rows))[theirs]
 
 
 def refill(
@@ -86,7 +91,9 @@ def draw_rows(
     share: tuple[int, int],
     place: tuple[int, ...],
 ) -> list[dict[str, Any]]:
-    """Rows of the dataset that are new to a batch; no two processes draw the same ones.
+    """Rows of the dataset that are new to this process's batch.
+
+    No two processes draw the same ones, but one may draw what another has been given.
 
     Args:
         dataset: of training rows, with a length and positions.

@@ -103,13 +103,14 @@ async def rollout(
         else:
             result, stop = await clock.step(env, message)
         stop = stop or clock.limit_reached(turns_played=len(turns) + 1)
-        room = min(budget, unseen)
         rewritten = stop is None and result.rewrite is not None
-        shown, observation = (
-            ((), result.observation) if rewritten else _shown(codec, result, generation.ids, room)
-        )
-        if stop is None and not rewritten and not observation:
+        # A rewritten context has a budget of its own, and holds the observation already.
+        room = unseen if rewritten else min(budget, unseen)
+        shown, observation = _shown(codec, result, generation.ids, room)
+        if stop is None and result.observation and not observation:
             stop = StopReason.MAX_TOKENS if room == budget else StopReason.MAX_OBSERVATION_TOKENS
+        unseen -= len(shown)
+        shown = () if rewritten else shown
         turns.append(
             Turn(
                 action_ids=generation.ids,
@@ -132,7 +133,6 @@ async def rollout(
             continue
         context = (*context, *generation.ids, *shown)
         budget -= len(shown)
-        unseen -= len(shown)
         if budget <= 0:
             stop = stop or StopReason.MAX_TOKENS
     return Trajectory(row, prompt, tuple(turns), stop, clock.seconds)

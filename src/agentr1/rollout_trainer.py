@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.utils.data import Sampler
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler
 
 from agentr1.checkpoints import WholeCheckpoints
 from agentr1.codec import Codec
@@ -45,6 +47,7 @@ class RolloutTrainer(WholeCheckpoints, FrugalUpdate):
     - `_log_metric`: private call, averages over ranks.
     - `mask_truncated_completions`: private write, the rollout decides what is truncated.
     - `temperature`, `num_generations`, `eos_token_ids`, `model_wrapped`, `processing_class`: read.
+    - `_get_train_sampler`: `super()` around, so that a resumed run goes on in its own epoch.
     - `unwrap_model_for_generation`: gathers ZeRO-3 parameters once around a rollout.
     """
 
@@ -158,6 +161,13 @@ class RolloutTrainer(WholeCheckpoints, FrugalUpdate):
             finally:
                 model.train(was_training)
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if self._env_factory is None or not isinstance(sampler, RepeatSampler):
+            return sampler
+        # Nearly whole: the Trainer adds up fractions of an epoch.
+        return _EpochSampler(sampler, lambda: int((self.state.epoch or 0.0) + 1e-6))
+
     def _seeds(self, count: int) -> list[int]:
         """One seed per rollout, a function of run seed, step, process and position alone.
 
@@ -249,3 +259,26 @@ def _checked(given: Mapping[str, Any]) -> AgentConfig:
         )
     config.check_for_environment()
     return config
+
+
+class _EpochSampler(Sampler[int]):
+    """TRL's sampler, in the order of the epoch that training is in.
+
+    It draws one permutation per epoch from a generator that a checkpoint does not hold, so a
+    resumed run would begin with the first epoch's again.
+    """
+
+    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]) -> None:
+        self._sampler = sampler
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        sampler = self._sampler
+        if sampler.shuffle and sampler.seed is not None:
+            sampler.generator.manual_seed(sampler.seed)
+            for _ in range(self._epoch()):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return iter(sampler)

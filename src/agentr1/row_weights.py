@@ -17,20 +17,24 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
+from agentr1.credit_config import LOSSES_OF_CONTEXTS
+
 _WEIGHTS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "grpo": lambda tokens, _: 1 / tokens,
     "dr_grpo": lambda tokens, length: torch.full_like(tokens, 1 / length),
 }
 """Loss type to weight of a token, by the tokens of its episode and `max_completion_length`."""
 
-_COUNTS_TOKENS = ("dapo", "cispo", "bnpo")
-
 
 class RowWeights(GRPOTrainer):
     """GRPOTrainer in which an episode weighs the same, however many rows it makes.
 
+    Loss, KL and entropy terms of an episode do not depend on where its context was cut, except that
+    a ratio of whole sequences (gspo) is one per row.
+
     Contact with TRL 1.16, pinned by `tests/test_trl_contract.py`: `_compute_loss`, `super()`
-    around, with `loss_type` set to dapo for the call; reads `max_completion_length`.
+    around, with `loss_type` set to dapo for the call; reads `max_completion_length`,
+    `top_entropy_quantile` and `entropy_coef`.
     """
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
@@ -62,13 +66,19 @@ class RowWeights(GRPOTrainer):
         Raises:
             ValueError: a loss whose rows cannot be weighed.
         """
-        if self.loss_type in _COUNTS_TOKENS:
-            return
-        if self.loss_type not in _WEIGHTS:
+        if self.loss_type not in LOSSES_OF_CONTEXTS:
             raise ValueError(
                 f"loss_type {self.loss_type!r} takes each episode for one row, but an environment "
-                f"rewrote the context and made several; use one of "
-                f"{sorted((*_WEIGHTS, *_COUNTS_TOKENS))}"
+                f"rewrote the context and made several; use one of {list(LOSSES_OF_CONTEXTS)}"
+            )
+        if self.loss_type not in _WEIGHTS:
+            return
+        if self.loss_type == "grpo" and (self.top_entropy_quantile < 1 or self.entropy_coef):
+            raise ValueError(
+                "TRL weighs entropies with the mask, which carries the rows' weights where an "
+                "environment rewrote the context; got top_entropy_quantile="
+                f"{self.top_entropy_quantile}, entropy_coef={self.entropy_coef} with loss_type "
+                "grpo; unset them, or use loss_type dapo"
             )
         lengths = torch.tensor(tokens, device=output["advantages"].device).clamp(min=1).float()
         assert self.max_completion_length is not None  # checked with an environment

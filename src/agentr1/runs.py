@@ -109,6 +109,12 @@ def drop_metrics_after(folder: Path, step: int) -> None:
         write_text(path, "".join(line for line in lines if _step_of(line) <= step))
 
 
+def drop_results(folder: Path) -> None:
+    """Forget the final test of a policy that is trained on: it says nothing of the next one."""
+    for name in ("eval.json", "evaluation/after.json", "evaluation/after.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]

@@ -2,8 +2,10 @@
 
 Layer 6. TRL has ratios of tokens and of whole sequences. Here the old log-probabilities are moved
 so that each token's difference is its turn's mean: value, clipping and gradient are those of one
-ratio per turn (the geometric mean of its tokens' ratios, StepPO, arXiv 2604.18401), and the KL
-penalty, which reads only the new ones, is untouched. Knows `turn_ids`, nothing of rewards.
+ratio per turn (the geometric mean of its tokens' ratios, StepPO, arXiv 2604.18401), as long as all
+tokens of a turn weigh the same. The KL penalty reads only the new ones; TRL's
+`use_bias_correction_kl` multiplies it by the ratio, then the turn's. Knows `turn_ids`, nothing of
+rewards.
 """
 
 from __future__ import annotations

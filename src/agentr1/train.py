@@ -11,12 +11,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
@@ -36,6 +42,7 @@ from agentr1.progress import MetricsFile, ProgressBar
 from agentr1.recipe import Recipe, Task, build_task, load_recipe, metric_name, search_roots
 from agentr1.runs import (
     drop_metrics_after,
+    drop_results,
     new_run_folder,
     newest_resumable,
     write_header,
@@ -71,6 +78,46 @@ def train(
     start = time.monotonic()
     prepare_process()
     recipe = load_recipe(name, [*launch_overrides(), *overrides])
+    task, model, tokenizer, codec = resolve(recipe)
+    if dry_run:
+        print(_description(recipe, task, codec))
+        return None
+    folder = run_folder(recipe, resume)
+    checkpoint = _last_checkpoint(folder, recipe.training.max_steps) if resume else None
+    if PartialState().is_main_process:
+        _prepare_folder(folder, recipe, checkpoint, ["agentr1", "train", name, *overrides])
+    push = recipe.training.push_to_hub
+    recipe.training.push_to_hub = False  # the whole run is pushed, once, at the end
+    trainer = _make_trainer(recipe, task, model, tokenizer, folder)
+    _assert_world(trainer)
+    if checkpoint is None or not (folder / "evaluation" / "before.json").exists():
+        _test(trainer, task, folder, "before")
+    _fit(trainer, folder, checkpoint)
+    _test(trainer, task, folder, "after")
+    if trainer.accelerator.is_main_process:
+        _finish(recipe, folder, time.monotonic() - start, push)
+        if checkpoint is not None:
+            print(f"the seconds count from {checkpoint} on")
+    trainer.accelerator.wait_for_everyone()
+    trainer.end()
+    return folder
+
+
+class Resolved(NamedTuple):
+    """What the names of a recipe stand for; no weights."""
+
+    task: Task
+    model: str
+    tokenizer: PreTrainedTokenizerBase
+    codec: Codec
+
+
+def resolve(recipe: Recipe) -> Resolved:
+    """Find everything a recipe names, and try its environment on a row.
+
+    Raises:
+        ValueError, FileNotFoundError: a mistake in the recipe, with the way out.
+    """
     recipe.training.check_for_environment()
     if recipe.training.resume_from_checkpoint:
         raise ValueError(
@@ -82,29 +129,7 @@ def train(
     source = resolve_model(recipe.model.model_name_or_path, search_roots())
     tokenizer = load_tokenizer(source, search_roots())
     codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
-    task = with_context(task, recipe, codec)
-    if dry_run:
-        print(_description(recipe, task, codec))
-        return None
-    folder = run_folder(recipe, resume)
-    checkpoint = _last_checkpoint(folder, recipe.training.max_steps) if resume else None
-    if PartialState().is_main_process:
-        _prepare_folder(folder, recipe, checkpoint, ["agentr1", "train", name, *overrides])
-    push = recipe.training.push_to_hub
-    recipe.training.push_to_hub = False  # the whole run is pushed, once, at the end
-    trainer = _make_trainer(recipe, task, source.path_or_id, tokenizer, folder)
-    _assert_world(trainer)
-    if checkpoint is None or not (folder / "evaluation" / "before.jsonl").exists():
-        _test(trainer, task, folder, "before")
-    _fit(trainer, folder, checkpoint)
-    _test(trainer, task, folder, "after")
-    if trainer.accelerator.is_main_process:
-        _finish(recipe, folder, time.monotonic() - start, push)
-        if checkpoint is not None:
-            print(f"the seconds count from {checkpoint} on")
-    trainer.accelerator.wait_for_everyone()
-    trainer.end()
-    return folder
+    return Resolved(with_context(task, recipe, codec), source.path_or_id, tokenizer, codec)
 
 
 def prepare_process() -> None:
@@ -193,10 +218,12 @@ def _last_checkpoint(folder: Path, max_steps: int) -> str:
             f"--resume found no checkpoint in {folder}; start without --resume, or name the folder "
             "of a run that has one"
         )
-    if 0 < max_steps <= int(found.rpartition("-")[2]):
+    at_the_end = 0 < max_steps <= int(found.rpartition("-")[2])
+    if at_the_end and (folder / "eval.json").exists():
         raise ValueError(
-            f"--resume: {found} is at the end already, max_steps is {max_steps}; raise max_steps "
-            "to train on, or evaluate the run with `agentr1 eval RECIPE --model RUN`"
+            f"--resume: {found} is at the end already, max_steps is {max_steps}, and was tested; "
+            "raise max_steps to train on, or evaluate the run with `agentr1 eval RECIPE --model "
+            f"{folder}`"
         )
     return found
 
@@ -205,6 +232,7 @@ def _prepare_folder(
     folder: Path, recipe: Recipe, checkpoint: str | None, command: Sequence[str]
 ) -> None:
     drop_metrics_after(folder, int(checkpoint.rpartition("-")[2]) if checkpoint else -1)
+    drop_results(folder)
     if checkpoint is not None:
         print(f"going on from {checkpoint}")
     if checkpoint is None:
@@ -225,24 +253,51 @@ def _assert_world(trainer: AgentTrainer) -> None:
         )
 
 
+class _NoStepLeft(Exception):
+    """A resumed run has done all its steps: only its test is missing."""
+
+
+class _StopAtTheEnd(TrainerCallback):
+    """Leaves the Trainer's loop once the weights are there: it would do a step too many."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """The same on every process."""
+        if state.global_step >= state.max_steps:
+            raise _NoStepLeft
+
+
 def _fit(trainer: AgentTrainer, folder: Path, checkpoint: str | None) -> None:
     """Train and keep the policy; a signal stops between two steps, see `Interrupts`."""
+    handler = trainer.callback_handler
     with Interrupts() as interrupts:
         trainer.add_callback(interrupts)
+        trainer.add_callback(_StopAtTheEnd())
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except KeyboardInterrupt:
             if interrupts.stopping:  # on every process: the bar, trackers and processes end
-                handler = trainer.callback_handler
                 handler.on_train_end(trainer.args, trainer.state, trainer.control)
                 trainer.end()
             raise
+        except _NoStepLeft:
+            handler.on_train_end(trainer.args, trainer.state, trainer.control)
+            if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+                trainer._load_best_model()
         trainer.save_model(str(folder / "final"))
     if interrupts.stopping:
         trainer.end()
+        way = "the same command with --resume"
+        if not (folder / f"checkpoint-{trainer.state.global_step}").is_dir():
+            way = f"`agentr1 eval RECIPE --model {folder}`"
         raise KeyboardInterrupt(
             f"stopped at the end of the training, before the final test; the policy is in "
-            f"{folder / 'final'}, test it with `agentr1 eval RECIPE --model {folder}`"
+            f"{folder / 'final'}, and {way} tests it"
         )
 
 

@@ -32,6 +32,7 @@ from agentr1.credit import (
     training_segments,
     turn_rewards,
 )
+from agentr1.credit_config import CreditConfig
 from agentr1.engines.base import Sampling
 from agentr1.envs.base import EnvFactory
 from agentr1.estimators import group_relative
@@ -65,6 +66,7 @@ class AgentTrainer(RolloutTrainer, RowWeights, StepRatio):
       writes, for the rewards that settings ask for.
     - `_last_loaded_step`: private write, so that TRL loads no weights into an engine.
     - `_logs`: private write, one completion per episode.
+    - `_pending_extra_logs`: private write, what rewards logged of the episodes that were kept.
     - `train_dataset`: read.
 
     Args:
@@ -95,6 +97,9 @@ class AgentTrainer(RolloutTrainer, RowWeights, StepRatio):
                 f"algorithm {name!r} needs a critic, got {type(self).__name__}; use "
                 "agentr1.actor_critic.ActorCriticTrainer"
             )
+        if env_factory is None and isinstance(config := given.get("args"), CreditConfig):
+            greedy = self._algorithm is not None and self._algorithm.greedy_first
+            config.check_without_environment(name if greedy else None)
         super().__init__(*args, env_factory=env_factory, metrics=metrics, **kwargs)
         self._reward_table: Tensor | None = None
         self._played: PlayedBatch | None = None
@@ -184,12 +189,12 @@ class AgentTrainer(RolloutTrainer, RowWeights, StepRatio):
 
     def _play_varied(self, rows: Sequence[Row]) -> PlayedBatch:
         """Play a batch whose silent groups are replaced, see `refill`."""
-        size, counts = self._group_size, self._batches_of_step
+        size = self._group_size
 
         def play(groups: int, number: int) -> PlayedBatch:
             dataset: Any = self.train_dataset
             share = (self.accelerator.process_index, self.accelerator.num_processes)
-            place = (self.args.seed, *counts, number)
+            place = (self.args.seed, self.state.global_step, self._batches_of_step[1], number)
             drawn = draw_rows(dataset, groups, batch.rows[::size], share=share, place=place)
             return self._play_and_reward([row for row in drawn for _ in range(size)])
 
@@ -198,12 +203,13 @@ class AgentTrainer(RolloutTrainer, RowWeights, StepRatio):
         left = refill(
             batch,
             size,
-            self._config.refill_rounds,
+            self._config.refill_rounds or 0,
             silent=self._silent,
             most=self._most,
             play=play,
         )
         self._log_metric("rollout/refilled_groups", (before - left) / groups)
+        self._pending_extra_logs.update(batch.extras)
         return batch
 
     def _play_and_reward(self, rows: Sequence[Row]) -> PlayedBatch:
@@ -211,8 +217,11 @@ class AgentTrainer(RolloutTrainer, RowWeights, StepRatio):
         inputs = [{**row, "trajectories": t} for row, t in zip(rows, played, strict=True)]
         prompts = [row["prompt"] for row in rows]
         ids = self._last_ids(played)
+        self._pending_extra_logs.clear()
         table = super()._calculate_rewards(inputs, prompts, self._spoken(prompts, ids), ids)
-        return PlayedBatch([dict(row) for row in rows], played, self._mine(table, len(rows)))
+        extras = dict(self._pending_extra_logs)  # of these rows, some of which may be dropped
+        self._pending_extra_logs.clear()
+        return PlayedBatch([dict(r) for r in rows], played, self._mine(table, len(rows)), extras)
 
     def _silent(self, batch: PlayedBatch) -> list[int]:
         paid = self._payments(batch.trajectories)

@@ -67,6 +67,8 @@ class Message:
         tool_call_id: for `role="tool"`, the call that this message answers.
         name: for `role="tool"`, the tool's name.
         cut: True for an assistant message that hit its per-turn cap before it ended.
+        length: tokens that were sampled for an assistant message, which may be more than its text
+            takes when encoded anew; None for a message that nobody sampled.
     """
 
     role: Role
@@ -74,6 +76,7 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     cut: bool = False
+    length: int | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -41,7 +41,8 @@ class Episodes:
     @property
     def payments(self) -> Tensor:
         """(B, K), the outcome added to the last turn's process reward."""
-        return with_outcome(self.rewards, self.rewards.outcome.nan_to_num(nan=0.0))
+        outcome = self.rewards.outcome
+        return with_outcome(self.rewards, outcome.masked_fill(outcome.isnan(), 0.0))
 
     @property
     def trained_tokens(self) -> Tensor:
