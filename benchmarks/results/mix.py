@@ -1,8 +1,8 @@
-"""The questions of the project's own results: what is trained on, selected on and tested on.
+"""The questions of the project's own results: what is trained on and tested on.
 
-Trains on HotpotQA's and 2Wiki's train rows with supporting titles or without, selects checkpoints
-on some of them that are kept apart, and tests on dev rows of HotpotQA, 2Wiki and MuSiQue, of which
-nothing is trained on. Passages are those of all three sets.
+Trains on HotpotQA's and 2Wiki's train rows but for some that are kept apart, on which settings may
+be chosen, and tests on dev rows of HotpotQA, 2Wiki and MuSiQue, of which nothing is trained on.
+Passages are those of all three sets.
 
     python -m benchmarks.results.mix runs/results/gpu --questions 100
 """
@@ -18,12 +18,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentr1.rewards import normalize_answer
 from agentr1.runs import write_json, write_text
 
 TRAINED = ("hotpotqa", "2wiki")
 TESTED = ("hotpotqa", "2wiki", "musique")
 HELD_OUT = 200
-"""Train rows that checkpoints are selected on."""
+"""Train rows that are not trained on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,12 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, help="test so many of each set")
     options = parser.parse_args(argv)
     out, data = options.out, options.out / "data"
-    trained = _shuffled(row for name in TRAINED for row in _rows(out / name / "train.jsonl"))
     tested = [
         row
         for name in TESTED
         for row in _shuffled(_rows(out / name / "dev.jsonl"))[: options.questions]
     ]
+    asked = {normalize_answer(row["question"]) for row in tested}
+    wanted = [row for name in TRAINED for row in _rows(out / name / "train.jsonl")]
+    trained = _shuffled(row for row in wanted if normalize_answer(row["question"]) not in asked)
     parts = {"train": trained[HELD_OUT:], "dev": trained[:HELD_OUT], "test": tested}
     for split, rows in parts.items():
         write_text(data / f"{split}.jsonl", "".join(_line(row) for row in rows))
@@ -47,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = [_line(p) for p in corpus if p["id"] not in seen and not seen.add(p["id"])]
     write_text(data / "corpus.jsonl", "".join(lines))
     counts = {split: Counter(row["source"] for row in rows) for split, rows in parts.items()}
-    write_json(data / "mix.json", {"rows": counts, "passages": len(lines)})
+    overlap = len(wanted) - len(trained)
+    write_json(
+        data / "mix.json",
+        {"rows": counts, "passages": len(lines), "trained_and_tested_left_out": overlap},
+    )
     print({split: dict(count) for split, count in counts.items()}, f"{len(lines)} passages")
     return 0
 

@@ -3,80 +3,94 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from agentr1.cells import markdown, number
+from agentr1.recipe import metric_name
 from agentr1.runs import stream_scores, write_json, write_text
-from agentr1.statistics import (
-    Interval,
-    mean_over_runs,
-    paired_difference_over_runs,
-)
+from agentr1.scoring import Outcome, outcome
+from agentr1.statistics import Interval, mean_over_runs, paired_difference_over_runs
 from benchmarks.results.mix import TESTED
 from benchmarks.results.stages import BASELINES, RL, Stage
+from benchmarks.results.stages import METRICS as PATHS
 
-Scores = dict[str, dict[str, float]]
-"""Metric to row id to value."""
-METRICS = ("exact_match", "f1")
-AGAINST = ("naive_rag", "base_tool_call", "cold_start")
+METRICS = tuple(map(metric_name, PATHS))
+AGAINST = ("naive_rag", "base_tool_call", "few_shot", "cold_start")
+_FILES = {"cold_start": "after"} | {name: name for name in BASELINES}
+"""System to its transcripts among the baselines'."""
+
+Seeds = dict[int | None, list[Outcome]]
+"""Seed to what was answered; None for a system that was not trained with one."""
 
 
-def write_report(out: Path, stages: Sequence[Stage], scale: str, docs: Path) -> None:
+def write_report(out: Path, stages: Sequence[Stage], plan: Mapping[str, Any], docs: Path) -> None:
     """Write docs/results.* from whatever is there."""
-    systems = dict(_systems(out))
+    systems, before = dict(_systems(out)), dict(_before(out))
     if not systems:
         print("nothing has been evaluated yet")
         return
     commands = {stage.name: stage.shown for stage in stages}
-    records = list(_records(out, systems, commands))
-    differences = list(_differences(systems))
-    write_json(docs / "results.json", {"scores": records, "comparisons": differences})
-    write_text(docs / "results.md", _page(out, systems, differences, commands, scale))
+    records = [*_scores(out, systems, commands), *_differences(systems, before)]
+    write_json(docs / "results.json", records)
+    write_text(docs / "results.md", page(out, systems, records, commands, plan))
     curves(out, docs / "results.svg")
-    print(f"docs/results.json and results.md: {len(systems)} systems, {len(records)} scores")
+    print(f"docs/results.json and results.md: {len(systems)} systems, {len(records)} records")
 
 
-def _systems(out: Path) -> Iterator[tuple[str, dict[int | None, dict[str, Scores]]]]:
-    """System to seed (None for one that was not trained here) to data set to scores."""
-    for name in BASELINES:
-        path = out / "baselines" / "evaluation" / f"{name}.jsonl"
+def _systems(out: Path) -> Iterator[tuple[str, Seeds]]:
+    """Every system that has been evaluated to the end."""
+    for name, file in _FILES.items():
+        path = out / "baselines" / "evaluation" / f"{file}.jsonl"
         if (out / "baselines" / "eval.json").exists() and path.exists():
-            yield name, {None: _scores(path)}
+            yield name, {None: _outcomes(path)}
     for name in RL:
-        runs = sorted((out / "algorithms" / name).glob("seed*/eval.json"))
-        found: dict[int | None, dict[str, Scores]] = {}
-        for path in runs:
-            seed = int(path.parent.name.removeprefix("seed"))
-            found[seed] = _scores(path.parent / "evaluation" / "after.jsonl")
-        if found:
+        if found := dict(_trained(out, name, "after")):
             yield name, found
 
 
-def _scores(path: Path) -> dict[str, Scores]:
-    found: dict[str, Scores] = {name: defaultdict(dict) for name in TESTED}
-    for scored in stream_scores(path):
-        for metric in METRICS:
-            found[str(scored.trajectory.row["source"])][metric][scored.row_id] = scored.values[
-                metric
-            ]
-    return found
+def _before(out: Path) -> Iterator[tuple[str, Seeds]]:
+    """What the policy of each training answered before it, by the very same means."""
+    for name in RL:
+        yield name, dict(_trained(out, name, "before"))
 
 
-def _records(
-    out: Path, systems: Mapping[str, Any], commands: Mapping[str, str]
+def _trained(out: Path, name: str, moment: str) -> Iterator[tuple[int | None, list[Outcome]]]:
+    for done in sorted((out / "algorithms" / name).glob("seed*/eval.json")):
+        run = done.parent
+        yield (
+            int(run.name.removeprefix("seed")),
+            _outcomes(run / "evaluation" / f"{moment}.jsonl"),
+        )
+
+
+def _outcomes(path: Path) -> list[Outcome]:
+    return [outcome(scored) for scored in stream_scores(path)]
+
+
+def _values(answered: Sequence[Outcome], dataset: str, metric: str) -> dict[str, float]:
+    """Row id to value, on the rows of one data set."""
+    return {o.row_id: o.values[metric] for o in answered if o.row["source"] == dataset}
+
+
+def _mean(runs: Sequence[Sequence[Outcome]], dataset: str, metric: str) -> Interval:
+    return mean_over_runs([_values(run, dataset, metric) for run in runs])
+
+
+def _scores(
+    out: Path, systems: Mapping[str, Seeds], commands: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """One score of one system on one data set; seed null is the mean over seeds."""
+    """One score of one system on one data set; seed null is the mean over all."""
     for name, seeds in systems.items():
         trained = None not in seeds
-        chosen: list[tuple[int | None, list[Any]]] = [(s, [runs]) for s, runs in seeds.items()]
+        chosen: list[tuple[int | None, list[list[Outcome]]]] = [
+            (seed, [answered]) for seed, answered in seeds.items()
+        ]
         if trained and len(seeds) > 1:
             chosen.append((None, list(seeds.values())))
+        folder = out / "algorithms" / name / f"seed{min(seeds)}" if trained else out / "baselines"
         for seed, runs in chosen:
             for dataset in TESTED:
                 for metric in METRICS:
@@ -89,24 +103,38 @@ def _records(
                         "ci95": [interval.low, interval.high],
                         "n": interval.n,
                         "seed": seed,
-                        "steps": _steps(out, name) if trained else 0,
-                        "device": _device(),
+                        "steps": steps(folder)
+                        if trained
+                        else steps(out / "coldstart")
+                        if name == "cold_start"
+                        else 0,
+                        "device": device(folder),
                         "command": commands["algorithms" if trained else "baselines"],
                     }
 
 
-def _differences(systems: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every trained system against those that were not, and the cold start against the others."""
+def _differences(
+    systems: Mapping[str, Seeds], before: Mapping[str, Seeds]
+) -> Iterator[dict[str, Any]]:
+    """Every trained system against those that were not, and the cold start against the others.
+
+    Against its cold start a training is compared with its own test before the first step: the
+    precision and the batches of `agentr1 eval` are others.
+    """
     for name in (*RL, "cold_start"):
         for other in AGAINST:
-            if name == other or name not in systems or other not in systems:
+            if name == other or name not in systems:
                 continue
-            runs, base = list(systems[name].values()), systems[other][None]
+            runs = systems[name]
+            own = before.get(name, {}) if other == "cold_start" else {}
+            bases = own or dict.fromkeys(runs, systems.get(other, {}).get(None))
+            if None in bases.values():
+                continue
             for dataset in TESTED:
                 for metric in METRICS:
                     interval = paired_difference_over_runs(
-                        [run[dataset][metric] for run in runs],
-                        [base[dataset][metric]] * len(runs),
+                        [_values(runs[seed], dataset, metric) for seed in runs],
+                        [_values(bases[seed] or [], dataset, metric) for seed in runs],
                     )
                     yield {
                         "system": name,
@@ -119,20 +147,16 @@ def _differences(systems: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     }
 
 
-def _mean(runs: Sequence[Mapping[str, Scores]], dataset: str, metric: str) -> Interval:
-    return mean_over_runs([run[dataset][metric] for run in runs])
+def steps(run: Path) -> int:
+    """Optimizer steps of a training."""
+    states = [json.loads(s.read_text("utf-8")) for s in run.glob("checkpoint-*/trainer_state.json")]
+    return max((state["global_step"] for state in states), default=0)
 
 
-def _steps(out: Path, name: str) -> int:
-    states = sorted((out / "algorithms" / name).glob("seed*/checkpoint-*/trainer_state.json"))
-    steps = [json.loads(s.read_text(encoding="utf-8"))["global_step"] for s in states]
-    return max(steps, default=0)
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+def device(run: Path) -> str:
+    """What a run ran on, by its own record."""
+    record = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    return record["gpu"] or f"{record['cpus']} CPU cores"
 
 
 # The page ----------------------------------------------------------------------------------------
@@ -147,72 +171,94 @@ command makes everything; it may be stopped and given again:
 {command}
 ```
 
-Device: {device}. Trained on HotpotQA and 2Wiki, tested greedily on dev questions of these (in
-domain) and of MuSiQue (out of domain). {rows}
+Trained on {device}, on questions of HotpotQA and 2Wiki; tested greedily on dev questions of these
+(in domain) and of MuSiQue (out of domain). {rows}
 A corpus of {passages} passages, BM25, the same for all. These are not the settings of any paper: a
 small model, a small corpus that holds the questions' own passages, few train questions. Compare
 rows of the tables below with each other and with nothing else; results.json has every figure.
 """
+_READING = """- Exact match asks for the words alone. A model that was never shown the form answers
+  in sentences, and its exact match says little: look at cover-EM, which is lenient and not to be
+  put beside exact match. That a trained agent beats an untrained model in it is no more than that.
+- Against the cold start, a trained system is compared with its own test before the first step.
+- `reinforce_pp` asks each question once a batch, so it sees as many questions as the others see
+  episodes.
+"""
 
 
-def _page(
+def page(
     out: Path,
-    systems: Mapping[str, Any],
-    differences: Sequence[Mapping[str, Any]],
+    systems: Mapping[str, Seeds],
+    records: Sequence[Mapping[str, Any]],
     commands: Mapping[str, str],
-    scale: str,
+    plan: Mapping[str, Any],
 ) -> str:
+    """docs/results.md."""
     mix = json.loads((out / "data" / "mix.json").read_text(encoding="utf-8"))
-    again = "make results" + (f" ARGS='--scale {scale}'" if scale != "gpu" else "")
-    parts = [
-        _INTRODUCTION.format(
-            command=again,
-            device=_device(),
-            rows="; ".join(
-                f"{split}: {', '.join(f'{n:,} {name}' for name, n in count.items())}"
-                for split, count in mix["rows"].items()
-            )
-            + ".",
-            passages=f"{mix['passages']:,}",
-        )
+    options = [f"--{name} {value}" for name, value in plan.items()]
+    trained = [name for name in RL if name in systems]
+    counts = "; ".join(
+        f"{split}: {', '.join(f'{n:,} {name}' for name, n in count.items())}"
+        for split, count in mix["rows"].items()
+    )
+    introduction = _INTRODUCTION.format(
+        command=f"make results ARGS='{' '.join(options)}'",
+        device=device(next((out / "algorithms" / trained[0]).glob("seed*")))
+        if trained
+        else device(out / "coldstart"),
+        rows=f"{counts}.",
+        passages=f"{mix['passages']:,}",
+    )
+    tables = [
+        f"## {metric.replace('_', ' ').capitalize()}\n\n{_table(out, systems, metric)}\n"
+        for metric in METRICS
     ]
-    for metric in METRICS:
-        parts.append(f"## {metric.replace('_', ' ').capitalize()}\n\n{_table(systems, metric)}\n")
-    ceiling = _ceiling(out)
-    if ceiling is not None:
-        parts.append(
-            f"Ceiling: an accepted answer stands in some passage for {ceiling:.1%} of them.\n"
-        )
-    parts.append(f"## Differences in exact match, paired by question\n\n{_against(differences)}\n")
-    if (table := out / "ablation" / "ablation.md").exists():
-        parts.append(f"## Masks\n\n{table.read_text(encoding='utf-8')}")
-    if (out / "algorithms").exists():
+    parts = [introduction, *tables, _READING]
+    parts.append(f"## What they did\n\n{_conduct(systems)}\n")
+    parts.append(f"## Differences in exact match, paired by question\n\n{_against(records)}\n")
+    if (masks := out / "ablation" / "ablation.md").exists():
+        parts.append(f"## Masks\n\n{masks.read_text(encoding='utf-8')}")
+    if trained:
         parts.append("![curves](results.svg)\n")
-    listed = "\n".join(command for command in commands.values())
+    listed = "\n".join(commands.values())
     parts.append(f"## The commands behind it\n\n```bash\n{listed}\n```\n")
     return "\n".join(parts)
 
 
-def _table(systems: Mapping[str, Any], metric: str) -> str:
+def _table(out: Path, systems: Mapping[str, Seeds], metric: str) -> str:
     lines = []
     for name, seeds in systems.items():
-        runs = list(seeds.values())
-        cells = [_mean(runs, dataset, metric) for dataset in TESTED]
-        count = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+        cells = [_mean(list(seeds.values()), dataset, metric) for dataset in TESTED]
+        count = f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
         mean = sum(cell.mean for cell in cells) / len(cells)
         lines.append([f"{name}{count}", *map(_with_ends, cells), number(mean)])
-    sizes = [f"{name}, n={len(_any(systems)[name][metric])}" for name in TESTED]
-    return markdown(["system", *sizes, "mean"], lines)
+    first = next(iter(next(iter(systems.values())).values()))
+    sizes = {name: sum(o.row["source"] == name for o in first) for name in TESTED}
+    ceilings = _ceilings(out)
+    heads = [
+        f"{name}, n={sizes[name]}"
+        + (f", ceiling {number(ceilings[name])}" if name in ceilings else "")
+        for name in TESTED
+    ]
+    return markdown(["system", *heads, "mean"], lines)
 
 
-def _any(systems: Mapping[str, Any]) -> dict[str, Scores]:
-    return next(iter(next(iter(systems.values())).values()))
+def _conduct(systems: Mapping[str, Seeds]) -> str:
+    lines = []
+    for name, seeds in systems.items():
+        all_of_them = [o for answered in seeds.values() for o in answered]
+        n = len(all_of_them)
+        calls = sum(o.numbers.get("calls", 0.0) for o in all_of_them) / n
+        turns = sum(o.numbers["turns"] for o in all_of_them) / n
+        cut = sum(o.numbers["truncated"] for o in all_of_them) / n
+        lines.append([name, f"{turns:.2f}", f"{calls:.2f}", f"{cut:.0%}"])
+    return markdown(["system", "turns", "calls", "cut off by a limit"], lines)
 
 
-def _against(differences: Sequence[Mapping[str, Any]]) -> str:
+def _against(records: Sequence[Mapping[str, Any]]) -> str:
     by_pair: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for line in differences:
-        if line["metric"] == "exact_match":
+    for line in records:
+        if "versus" in line and line["metric"] == "exact_match":
             interval = Interval(line["difference"], *line["ci95"], line["n"])
             by_pair[line["system"], line["versus"]][line["dataset"]] = _with_ends(interval, "+")
     lines = [[*pair, *(cells[name] for name in TESTED)] for pair, cells in by_pair.items()]
@@ -224,11 +270,13 @@ def _with_ends(interval: Interval, sign: str = "") -> str:
     return f"{number(interval.mean, sign)} [{ends}]"
 
 
-def _ceiling(out: Path) -> float | None:
+def _ceilings(out: Path) -> dict[str, float]:
+    """Data set to the share of its questions whose answer can be read in the corpus as shown."""
     path = out / "baselines" / "eval.json"
     if not path.exists():
-        return None
-    return json.loads(path.read_text(encoding="utf-8"))["corpus"]["answer_coverage"]
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))["breakdown"].get("source", {})
+    return {name: part["ceiling"] for name, part in found.items() if part.get("ceiling")}
 
 
 def curves(out: Path, path: Path) -> None:
@@ -244,9 +292,9 @@ def curves(out: Path, path: Path) -> None:
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
     for log in logs:
         lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
-        points = [(r["step"], r[_CURVE]) for r in lines if _CURVE in r]
+        points = [(r["num_tokens"], r[_CURVE]) for r in lines if _CURVE in r]
         axes.plot(*zip(*points, strict=True), label=f"{log.parts[-3]}, {log.parts[-2]}", lw=1)
-    axes.set(xlabel="optimizer step", ylabel="exact match of sampled episodes")
+    axes.set(xlabel="tokens of all episodes so far", ylabel="exact match of sampled episodes")
     axes.legend(fontsize="x-small", ncols=2)
     figure.savefig(path)
 

@@ -11,7 +11,12 @@ from pathlib import Path
 RL = ("grpo", "ppo", "rloo", "reinforce_pp", "reinforce_pp_baseline")
 """Recipes of `recipes/multihop`, the algorithms of the paper's Table 3."""
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-BASELINES = ("closed_book", "naive_rag", "base_tool_call", "few_shot", "cold_start")
+BASELINES = ("closed_book", "naive_rag", "base_tool_call", "few_shot")
+METRICS = tuple(
+    f"agentr1.rewards.{name}_reward" for name in ("exact_match", "cover_exact_match", "f1")
+)
+CELLS = 12
+"""Of the ablation, with one seed each: six rows, without and with process rewards."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +24,16 @@ class Scale:
     """How much of everything.
 
     Attributes:
-        questions: of each dev set that are tested, None for all.
+        questions: of each dev set that are tested, at most.
+        demonstrations: of the cold start; the other train questions are new to RL.
+        ablation: whether the masks are compared.
         everywhere, sft, rl: further options of all commands with a recipe, and of these.
         at_once: questions of a batch of the evaluation.
     """
 
-    questions: int | None
+    questions: int
+    demonstrations: int
+    ablation: bool = True
     everywhere: tuple[str, ...] = ()
     sft: tuple[str, ...] = ()
     rl: tuple[str, ...] = ()
@@ -32,18 +41,21 @@ class Scale:
 
 
 SCALES = {
-    "gpu": Scale(questions=None),
+    "gpu": Scale(questions=1000, demonstrations=700),
     "cpu": Scale(
-        questions=100,
+        questions=60,
+        demonstrations=700,
+        ablation=False,
         everywhere=("--bf16", "false"),
         sft=("--num_train_epochs", "1", "--save_strategy", "steps", "--save_steps", "5"),
         rl=(
-            *("--max_steps", "20", "--eval_strategy", "no"),
-            *("--save_steps", "2", "--gradient_accumulation_steps", "2"),
+            *("--max_steps", "20", "--save_steps", "2", "--save_total_limit", "2"),
+            *("--gradient_accumulation_steps", "2", "--steps_per_generation", "2"),
         ),
         at_once=32,
     ),
 }
+"""The CPU's is a small part of the other, for a machine that has hours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +65,14 @@ class Stage:
     Attributes:
         name: of the stage.
         words: the command behind `python -m`.
-        made: what is there when it is done.
+        done: whether its result is there and whole.
         further: words that depend on what an earlier piece has left.
     """
 
     name: str
     words: tuple[str, ...]
-    made: Path
+    done: Callable[[], bool]
     further: Callable[[], Sequence[str]] = tuple
-
-    def done(self) -> bool:
-        """True where its result is there and whole."""
-        return self.made.exists()
 
     def command(self) -> list[str]:
         """The words of now."""
@@ -89,57 +97,74 @@ def stages(out: Path, source: str, scale: str, seeds: Sequence[int], jobs: int) 
     """
     size = SCALES[scale]
     data, cold = out / "data", out / "coldstart"
-    sets = [
-        Stage(name, ("agentr1", "data", name, "--source", source, "--out", str(out / name)), card)
-        for name in ("hotpotqa", "2wiki", "musique")
-        for card in [out / name / "card.json"]
-    ]
-    count = () if size.questions is None else ("--questions", str(size.questions))
-    where = ("--dataset", str(data), "--corpus", str(data / "index"), *size.everywhere)
-    model = ("--model_name_or_path", str(cold / "final"))
-    grid = ("--seeds", *map(str, seeds), "--jobs", str(jobs), *where, *model, *size.rl)
     talks = str(data / "demonstrations.jsonl")
-    return [
-        *sets,
-        Stage("mix", ("benchmarks.results.mix", str(out), *count), data / "mix.json"),
+    where = ("--dataset", str(data), "--corpus", str(data / "index"), "--demonstrations", talks)
+    where = (*where, "--metrics", *METRICS, *size.everywhere)
+    grid = ("--seeds", *map(str, seeds), "--jobs", str(jobs), *where)
+    grid = (*grid, "--model_name_or_path", str(cold / "final"), *size.rl)
+    corpus, index = str(data / "corpus.jsonl"), str(data / "index")
+    found = [
+        *(_data(name, source, out) for name in ("hotpotqa", "2wiki", "musique")),
+        Stage(
+            "mix",
+            ("benchmarks.results.mix", str(out), "--questions", str(size.questions)),
+            (data / "mix.json").exists,
+        ),
         Stage(
             "index",
-            ("agentr1", "index", str(data / "corpus.jsonl"), "--kind", "bm25")
-            + ("--out", str(data / "index")),
-            data / "index" / "manifest.json",
+            ("agentr1", "index", corpus, "--kind", "bm25", "--out", index),
+            (data / "index" / "quality.json").exists,
+            lambda: ["--questions", str(data / "test.jsonl")],
         ),
         Stage(
             "demonstrations",
-            ("agentr1", "demonstrate", "multihop/grpo", "--out", talks, *where),
-            Path(talks),
+            ("agentr1", "demonstrate", "multihop/grpo", "--out", talks)
+            + ("--n", str(size.demonstrations), "--seed", "0", *where),
+            Path(talks).exists,
         ),
         Stage(
             "coldstart",
             ("agentr1", "sft", "multihop/sft", "--output_dir", str(cold), *where)
-            + ("--demonstrations", talks, "--model_name_or_path", BASE, *size.sft),
-            cold / "final" / "config.json",
+            + ("--model_name_or_path", BASE, *size.sft),
+            (cold / "final" / "training_args.bin").exists,  # written last
             lambda: _newest_checkpoint(cold),
         ),
         Stage(
             "baselines",
             ("agentr1", "eval", "multihop/grpo", "--model", str(cold / "final"))
-            + ("--cold-start", str(cold / "final"), "--baselines", *BASELINES)
-            + ("--out", str(out / "baselines"), "--at-once", str(size.at_once), *where)
-            + ("--model_name_or_path", BASE, "--demonstrations", talks),
-            out / "baselines" / "eval.json",
+            + ("--baselines", *BASELINES, "--at-once", str(size.at_once))
+            + ("--out", str(out / "baselines"), *where),
+            (out / "baselines" / "eval.json").exists,
         ),
         Stage(
             "algorithms",
             ("agentr1", "algorithms", "multihop", "--recipes", *RL)
             + ("--out", str(out / "algorithms"), *grid),
-            out / "algorithms" / "algorithms.json",
-        ),
-        Stage(
-            "ablation",
-            ("agentr1", "ablate", "multihop", "--no-plot", "--out", str(out / "ablation"), *grid),
-            out / "ablation" / "ablation.json",
+            lambda: _finished(out / "algorithms") >= len(RL) * len(seeds),
         ),
     ]
+    if size.ablation:
+        # No engine has sampled the observations that `loss_mask: all` trains on, so their
+        # probabilities cannot be corrected: then those of no cell are.
+        words = ("agentr1", "ablate", "multihop", "--no-plot", "--out", str(out / "ablation"))
+        found.append(
+            Stage(
+                "ablation",
+                (*words, "--sampling_correction", "off", *grid),
+                lambda: _finished(out / "ablation") >= CELLS * len(seeds),
+            )
+        )
+    return found
+
+
+def _data(name: str, source: str, out: Path) -> Stage:
+    words = ("agentr1", "data", name, "--source", source, "--out", str(out / name))
+    return Stage(name, words, (out / name / "card.json").exists)
+
+
+def _finished(grid: Path) -> int:
+    """Trainings of a grid that have been tested."""
+    return len(list(grid.rglob("seed*/eval.json")))
 
 
 def _newest_checkpoint(folder: Path) -> list[str]:

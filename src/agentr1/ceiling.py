@@ -14,6 +14,7 @@ from agentr1.retrieval.manifest import NAME as MANIFEST
 from agentr1.retrieval.passages import TEXTS, StoredPassages
 from agentr1.retrieval.quality import answers_in, coverage
 from agentr1.retrieval.remote import is_address
+from agentr1.tools.search import shortened
 from agentr1.types import Row
 
 MOST_BYTES = 1 << 30
@@ -39,12 +40,15 @@ class Ceiling:
         return sum(self.covered.values()) / len(self.covered) if self.covered else None
 
 
-def ceiling_of(place: Path | str | None, rows: Sequence[Row]) -> Ceiling:
+def ceiling_of(
+    place: Path | str | None, rows: Sequence[Row], passage_chars: int | None = None
+) -> Ceiling:
     """Look for every row's answers in a corpus.
 
     Args:
         place: passages file, index folder or address; None where there is no search.
         rows: with `id` and, to be looked for, `answers`.
+        passage_chars: where the search tool cuts a passage; what lies behind it cannot be read.
     """
     if place is None:
         return Ceiling(None, "not known, there is no search tool over a corpus")
@@ -62,8 +66,14 @@ def ceiling_of(place: Path | str | None, rows: Sequence[Row]) -> Ceiling:
     passages: Iterable[Passage] = (
         StoredPassages(path) if stored else (passage for _, passage in read_passages(path))
     )
-    found = answers_in(passages, rows)
+    shown = (
+        dataclasses.replace(passage, text=shortened(passage.text, passage_chars))
+        for passage in passages
+    )
+    found = answers_in(shown, rows)
     covered = {str(row["id"]): coverage([row], found).ceiling > 0 for row in rows}
     closed = coverage(rows, found).closed
     guessed = f", or it is yes or no ({closed} questions)" if closed else ""
-    return Ceiling(covered, f"an accepted answer stands in some passage of the corpus{guessed}")
+    cut = f", cut at {passage_chars} characters as it is shown" if passage_chars else ""
+    note = f"an accepted answer stands in some passage of the corpus{cut}{guessed}"
+    return Ceiling(covered, note)

@@ -27,7 +27,7 @@ from agentr1.demonstrations import (
     plain,
 )
 from agentr1.loops import finish
-from agentr1.recipe import Recipe, build_task, load_recipe
+from agentr1.recipe import WITHOUT_TRAINING, Recipe, build_task, load_recipe
 from agentr1.types import Row
 
 AT_ONCE = 32
@@ -65,7 +65,7 @@ def demonstrate(
         raise ValueError(f"--out is {str(out)!r}, expected a file that ends in .jsonl")
     if count is not None and count < 1:
         raise ValueError(f"--n is {count}, expected 1 or more, or left out for all")
-    recipe = load_recipe(name, overrides)
+    recipe = load_recipe(name, [*WITHOUT_TRAINING, *overrides])
     # All rows of dev and test are looked at, to leave out what would be trained on and measured.
     arguments = dataclasses.replace(recipe.arguments, dev_limit=None, test_limit=None)
     task = build_task(arguments)

@@ -38,6 +38,7 @@ from agentr1.systems import (
     load_weights,
     player,
     prepare,
+    search_of,
 )
 
 AT_ONCE = 64
@@ -271,7 +272,8 @@ def _report(evaluation: Evaluation) -> None:
         "budget": budget_of(recipe)._asdict(),
         "models": {name: settings[name]["model"] for name in outcomes},
     }
-    ceiling = ceiling_of(corpus_of(recipe, evaluation.task), evaluation.rows)
+    place, search = corpus_of(recipe, evaluation.task), search_of(evaluation.task)
+    ceiling = ceiling_of(place, evaluation.rows, search and search.passage_chars)
     report = report_of(outcomes, ceiling, about)
     write_json(folder.path / "eval.json", report)
     show(report, f"{recipe.name} on {options.split}, n={len(evaluation.rows)}")

@@ -37,6 +37,8 @@ from agentr1.tools.runner import ToolRunner
 from agentr1.tools.tape import RecordingRunner, ReplayingRunner
 
 _PACKAGE = Path(__file__).resolve().parent
+WITHOUT_TRAINING = ("--bf16", "false")
+"""Overrides for what only plays: mixed precision is refused where there is no GPU."""
 _GIVEN_TO_REWARDS = (
     *("prompts", "completions", "completion_ids", "trajectories"),
     *("trainer_state", "log_extra", "log_metric"),

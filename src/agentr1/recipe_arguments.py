@@ -33,6 +33,12 @@ class RecipeArguments:
     train_limit: int | None = field(default=None, metadata={"help": "Use so many train rows."})
     dev_limit: int | None = field(default=None, metadata={"help": "Use so many dev rows."})
     test_limit: int | None = field(default=None, metadata={"help": "Use so many test rows."})
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Untrained model of the baselines, where `model_name_or_path` is a cold start."
+        },
+    )
     environment: str = field(
         default="agentr1.envs.tool_env.ToolEnv",
         metadata={"help": "Dotted path of the environment."},

@@ -22,6 +22,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from agentr1.scoring import Scored
 from agentr1.types import Message, StopReason, Trajectory, Turn
 
@@ -90,6 +92,7 @@ def write_header(folder: Path, recipe_text: str, command: Sequence[str]) -> None
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
     }
     write_json(folder / "environment.json", record)

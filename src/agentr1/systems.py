@@ -26,12 +26,20 @@ from agentr1.envs.few_shot import FewShot
 from agentr1.envs.one_shot import ClosedBookEnv, NaiveRagEnv
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.models import ModelSource, eos_ids, load_policy, load_tokenizer, resolve_model
-from agentr1.recipe import Recipe, Task, build_task, find_path, load_recipe, search_roots
+from agentr1.recipe import (
+    WITHOUT_TRAINING,
+    Recipe,
+    Task,
+    build_task,
+    find_path,
+    load_recipe,
+    search_roots,
+)
 from agentr1.retrieval.base import Hit
 from agentr1.retrieval.remote import is_address
 from agentr1.rollout import Limits
 from agentr1.sft import read_conversations, recorded
-from agentr1.tools.search import Search
+from agentr1.tools.search import Search, shortened
 from agentr1.types import Message
 
 SYSTEMS: dict[str, str] = {
@@ -42,7 +50,7 @@ SYSTEMS: dict[str, str] = {
     "few_shot": "untrained, in the recipe's environment after two demonstrations",
     "cold_start": "the model named by --cold-start, in the recipe's environment",
 }
-"""Name to what it is; "untrained" is the recipe's own model."""
+"""Name to what it is; "untrained" is the recipe's `base_model`, or the model it trains."""
 
 DEMONSTRATIONS = 2
 """Conversations that `few_shot` is shown."""
@@ -108,7 +116,7 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Task]:
         ValueError, FileNotFoundError: a mistake in the recipe or the command.
     """
     disable_progress_bar()
-    recipe = load_recipe(name, overrides)
+    recipe = load_recipe(name, [*WITHOUT_TRAINING, *overrides])
     recipe.training.use_vllm = False  # a policy that is not trained is loaded here anyway
     recipe.training.check_for_environment()
     return recipe, build_task(recipe.arguments)
@@ -187,7 +195,10 @@ def choose(
     every = "all" in baselines
     chosen = [n for n in known if n in baselines or (every and not lacking[n])]
     models = {"policy": policy, "cold_start": cold_start}
-    systems = [System(n, find_policy(models.get(n), recipe)) for n in ("policy", *chosen)]
+    untrained = recipe.arguments.base_model
+    systems = [
+        System(n, find_policy(models.get(n, untrained), recipe)) for n in ("policy", *chosen)
+    ]
     return systems, [f"{n} is left out: {why}" for n, why in lacking.items() if every and why]
 
 
@@ -312,10 +323,7 @@ class WithinTokens:
         return [hit for hit, total in zip(hits, used, strict=True) if total <= self._max_tokens]
 
     def _cut(self, hit: Hit) -> Hit:
-        limit, text = self._search.passage_chars, hit.passage.text
-        if limit is None or len(text) <= limit:
-            return hit
-        text = f"{text[: limit + 1].rpartition(' ')[0] or text[:limit]} ..."
+        text = shortened(hit.passage.text, self._search.passage_chars)
         return hit._replace(passage=dataclasses.replace(hit.passage, text=text))
 
 

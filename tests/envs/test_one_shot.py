@@ -12,7 +12,7 @@ from agentr1.codec import Codec
 from agentr1.engines.base import Sampling
 from agentr1.envs.base import Env
 from agentr1.envs.check import check_env
-from agentr1.envs.one_shot import CLOSED_BOOK, NAIVE_RAG, ClosedBookEnv, NaiveRagEnv
+from agentr1.envs.one_shot import ANSWER_ALONE, CLOSED_BOOK, NAIVE_RAG, ClosedBookEnv, NaiveRagEnv
 from agentr1.retrieval.base import Hit, Passage
 from agentr1.retrieval.bm25 import Bm25Index
 from agentr1.retrieval.gathering import Gathered
@@ -100,7 +100,7 @@ def test_naive_rag_shows_what_the_search_tool_shows(passage_chars: int | None) -
     tool = Search(RETRIEVER, k=2, passage_chars=passage_chars)
     shown = asyncio.run(tool(query=str(ROW["question"])))
     assert system.content == NAIVE_RAG
-    assert user.content == f"{shown}\n\n{ROW['question']}"
+    assert user.content == f"{shown}\n\n{ROW['question']} {ANSWER_ALONE}"
     assert "Ulm: is a city on the Danube." in shown
 
 
@@ -127,7 +127,7 @@ class Broken:
 
 
 def test_nothing_found_is_said_as_the_tool_says_it() -> None:
-    user = asyncio.run(NaiveRagEnv(Nothing(), 2).reset(ROW))[-1]
+    user = asyncio.run(NaiveRagEnv(Nothing(), 2, "").reset(ROW))[-1]
     assert user.content == f"{asyncio.run(Search(Nothing())(query='x'))}\n\n{ROW['question']}"
 
 

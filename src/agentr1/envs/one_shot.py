@@ -16,6 +16,7 @@ from agentr1.tools.search import Search
 from agentr1.types import Message, Row, StepResult
 
 ANSWER_ALONE = "Reply with <answer>the answer alone</answer>: a name, a number, a date, yes or no."
+"""Also said again behind the passages: a small model has forgotten it by then."""
 CLOSED_BOOK = f"Answer the question. {ANSWER_ALONE}"
 NAIVE_RAG = f"Answer the question with the help of the passages above it. {ANSWER_ALONE}"
 
@@ -67,6 +68,7 @@ class NaiveRagEnv(ClosedBookEnv):
         passage_chars: int | None = None,
     ) -> None:
         super().__init__(NAIVE_RAG if system_prompt is None else system_prompt)
+        self._again = f" {ANSWER_ALONE}" if system_prompt is None else ""
         self._search = Search(retriever, k, passage_chars)
 
     async def reset(self, row: Row) -> Sequence[Message]:
@@ -79,7 +81,7 @@ class NaiveRagEnv(ClosedBookEnv):
             "passages": float(len(passages_in(found))),
             "gold_found": len(gold) / len(titles) if titles else 0.0,
         }
-        return self._opening(f"{found}\n\n{question}")
+        return self._opening(f"{found}\n\n{question}{self._again}")
 
 
 def _question(row: Row) -> str:

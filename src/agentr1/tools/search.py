@@ -70,7 +70,11 @@ class Search:
 
     def _line(self, title: str, text: str) -> str:
         """A passage without line breaks: whoever reads results finds the titles at line starts."""
-        limit = self.passage_chars
-        if limit is not None and len(text) > limit:
-            text = f"{text[: limit + 1].rpartition(' ')[0] or text[:limit]} ..."
-        return " ".join(f"{title}: {text}".splitlines())
+        return " ".join(f"{title}: {shortened(text, self.passage_chars)}".splitlines())
+
+
+def shortened(text: str, limit: int | None) -> str:
+    """A passage's text as a result shows it: cut at the end of a word where it is too long."""
+    if limit is None or len(text) <= limit:
+        return text
+    return f"{text[: limit + 1].rpartition(' ')[0] or text[:limit]} ..."

@@ -1,0 +1,230 @@
+"""The project's own results: their stages are commands that exist, their report adds up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.results import __main__ as results
+from benchmarks.results import mix
+from benchmarks.results.report import write_report
+from benchmarks.results.stages import METRICS, RL, SCALES, Stage, stages
+
+from agentr1.ablate import ROWS
+from agentr1.recipe import load_recipe
+from agentr1.runs import write_header, write_json, write_scores
+from agentr1.scoring import Scored
+from agentr1.types import Message, StopReason, Trajectory, Turn
+
+SETS = ("hotpotqa", "2wiki", "musique")
+
+
+def overrides_of(stage: Stage) -> list[str]:
+    """What a grid's command hands to its recipes."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for name in ("--recipes", "--seeds"):
+        parser.add_argument(name, nargs="+")
+    for name in ("--jobs", "--out"):
+        parser.add_argument(name)
+    parser.add_argument("--no-plot", action="store_true")
+    return parser.parse_known_args(stage.words[3:])[1]
+
+
+@pytest.mark.parametrize("scale", list(SCALES))
+def test_what_the_stages_override_are_keys_of_the_recipes(tmp_path: Path, scale: str) -> None:
+    found = {stage.name: stage for stage in stages(tmp_path, "hub", scale, [1], 1)}
+    given = overrides_of(found["algorithms"])
+    for name in RL:
+        recipe = load_recipe(f"multihop/{name}", [*given, "--use_cpu", "true", "--bf16", "false"])
+        recipe.training.check_for_environment()
+        two = recipe.training.steps_per_generation // recipe.training.gradient_accumulation_steps
+        assert two == (2 if name == "ppo" and scale == "gpu" else 1)
+        assert recipe.arguments.metrics == list(METRICS)
+
+
+def test_no_cell_of_the_ablation_is_refused_in_mixed_precision(tmp_path: Path) -> None:
+    stage = stages(tmp_path, "hub", "gpu", [1], 1)[-1]
+    assert stage.name == "ablation"
+    for row in ROWS:
+        keys = [word for key, value in row.settings.items() for word in (f"--{key}", value)]
+        recipe = load_recipe(
+            f"multihop/{row.algorithm}", [*overrides_of(stage), *keys, "--use_cpu", "true"]
+        )
+        assert recipe.training.bf16
+        recipe.training.check_for_environment()
+
+
+def test_the_mix_keeps_tested_questions_out_of_training(tmp_path: Path) -> None:
+    for name in SETS:
+        for split, count in (("train", 300), ("dev", 8)):
+            lines = [
+                {"id": f"{name}-{split}-{i}", "question": f"{split} {i} of {name}?", "source": name}
+                for i in range(count)
+            ]
+            write_lines(tmp_path / name / f"{split}.jsonl", lines)
+        write_lines(tmp_path / name / "corpus.jsonl", [{"id": "p", "title": "T", "text": "t"}])
+    asked = {"id": "again", "question": "The dev 3 of 2Wiki", "source": "hotpotqa"}
+    with (tmp_path / "hotpotqa" / "train.jsonl").open("a") as file:
+        file.write(json.dumps(asked) + "\n")
+    mix.main([str(tmp_path), "--questions", "8"])
+    rows = {s: read_lines(tmp_path / "data" / f"{s}.jsonl") for s in ("train", "dev", "test")}
+    assert len(rows["test"]) == 24
+    assert len(rows["dev"]) == mix.HELD_OUT
+    assert len(rows["train"]) == 600 - mix.HELD_OUT
+    ids = [row["id"] for part in rows.values() for row in part]
+    assert len(set(ids)) == len(ids)
+    assert "again" not in ids
+    assert len(read_lines(tmp_path / "data" / "corpus.jsonl")) == 1
+    record = json.loads((tmp_path / "data" / "mix.json").read_text())
+    assert record["trained_and_tested_left_out"] == 1
+
+
+def write_lines(path: Path, records: Sequence[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# Pieces ------------------------------------------------------------------------------------------
+
+SLEEPER = """
+import pathlib, signal, sys, time
+made = pathlib.Path(sys.argv[1])
+def save(*_):
+    made.with_suffix(".saved").touch()
+    sys.exit(130)
+signal.signal(signal.SIGTERM, save)
+made.with_suffix(".begun").touch()
+time.sleep(float(sys.argv[2]))
+made.touch()
+"""
+
+
+def sleeper(folder: Path, seconds: float) -> Stage:
+    (folder / "sleeper.py").write_text(SLEEPER)
+    made = folder / "made"
+    return Stage("sleep", ("sleeper", str(made), str(seconds)), made.exists)
+
+
+def test_a_stage_is_stopped_in_good_time_and_the_next_piece_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(results, "PATIENCE", 5.0)
+    stage = sleeper(tmp_path, 60)
+    assert results.carry_out(stage, time.monotonic() + 4) == results.TIME_IS_UP
+    assert not (tmp_path / "made.begun").exists()  # no time for it
+    assert results.carry_out(stage, time.monotonic() + 7) == results.TIME_IS_UP
+    assert (tmp_path / "made.saved").exists()
+    stage = sleeper(tmp_path, 0)
+    assert results.carry_out(stage, math.inf) == 0
+    assert stage.done()
+
+
+def test_a_signal_is_passed_on_to_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def press() -> None:
+        while not (tmp_path / "made.begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=press).start()
+    try:
+        assert results.carry_out(sleeper(tmp_path, 60), math.inf) == 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert (tmp_path / "made.saved").exists()
+
+
+def test_another_plan_and_a_second_process_are_refused(tmp_path: Path) -> None:
+    plan = {"source": "hub", "scale": "gpu"}
+    with results.alone_in(tmp_path):
+        assert results.agreed(tmp_path, plan) == plan
+        with pytest.raises(SystemExit, match="begun with"):
+            results.agreed(tmp_path, plan | {"source": "elsewhere"})
+        with pytest.raises(SystemExit, match="another process"), results.alone_in(tmp_path):
+            pass
+
+
+# Report ------------------------------------------------------------------------------------------
+
+
+def answered(right: Sequence[bool]) -> list[Scored]:
+    """The same three questions of each set, by whether they were answered."""
+    found = []
+    for name in SETS:
+        for i, correct in enumerate(right):
+            row = {"id": f"{name}{i}", "source": name, "answers": ["x"]}
+            turn = Turn((1,), (0.0,), Message("assistant", "x"), (), prompt_ids=(1,))
+            episode = Trajectory(row, (), (turn,), StopReason.ENVIRONMENT)
+            values = dict.fromkeys(("exact_match", "cover_exact_match", "f1"), float(correct))
+            found.append(Scored(row["id"], values, episode))
+    return found
+
+
+def test_the_report_pairs_each_seed_with_its_own_test_before(tmp_path: Path) -> None:
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    write_json(out / "data" / "mix.json", {"rows": {"train": {"hotpotqa": 5}}, "passages": 9})
+    for name, right in {"after": [0, 0, 1], "naive_rag": [0, 0, 0]}.items():
+        write_scores(out / "baselines" / "evaluation" / f"{name}.jsonl", answered(right))
+    write_json(
+        out / "baselines" / "eval.json", {"breakdown": {"source": {"2wiki": {"ceiling": 0.75}}}}
+    )
+    write_header(out / "baselines", "", ["x"])
+    for seed, (before, after) in {1: ([0, 1, 0], [1, 1, 0]), 2: ([1, 0, 0], [1, 1, 1])}.items():
+        run = out / "algorithms" / "grpo" / f"seed{seed}"
+        write_header(run, "", ["x"])
+        for moment, right in (("before", before), ("after", after)):
+            write_scores(run / "evaluation" / f"{moment}.jsonl", answered(right))
+        write_json(run / "eval.json", {})
+        write_json(run / "checkpoint-7" / "trainer_state.json", {"global_step": 7})
+    todo = stages(out, "hub", "gpu", [1, 2], 1)
+    write_report(out, todo, {"source": "hub", "scale": "gpu"}, docs)
+    records = json.loads((docs / "results.json").read_text())
+    scores = {
+        (r["system"], r["seed"]): r["value"]
+        for r in records
+        if "value" in r and (r["dataset"], r["metric"]) == ("2wiki", "exact_match")
+    }
+    assert scores == pytest.approx(
+        {
+            ("cold_start", None): 1 / 3,
+            ("naive_rag", None): 0.0,
+            ("grpo", 1): 2 / 3,
+            ("grpo", 2): 1.0,
+            ("grpo", None): 5 / 6,
+        }
+    )
+    differences = {
+        (r["system"], r["versus"]): r["difference"]
+        for r in records
+        if "versus" in r and (r["dataset"], r["metric"]) == ("2wiki", "exact_match")
+    }
+    # With its own test before: 2/3 - 1/3 and 1 - 1/3; not with the cold start's 1/3.
+    assert differences == pytest.approx(
+        {
+            ("grpo", "naive_rag"): 5 / 6,
+            ("grpo", "cold_start"): 0.5,
+            ("cold_start", "naive_rag"): 1 / 3,
+        }
+    )
+    assert {r["steps"] for r in records if r["system"] == "grpo" and "steps" in r} == {7}
+    page = (docs / "results.md").read_text()
+    assert "2wiki, n=3, ceiling .750" in page
+    assert "make results ARGS='--source hub --scale gpu'" in page
