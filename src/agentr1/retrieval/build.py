@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentr1.locks import locked
 from agentr1.retrieval import dense, postings
 from agentr1.retrieval.encoders import DEFAULT, Encoder
 from agentr1.retrieval.manifest import (
@@ -36,6 +37,7 @@ _FILES: Mapping[str, Sequence[str]] = {
     "ivfpq": (f"{DENSE}/{dense.IVFPQ}",),
 }
 """What each stage leaves behind that an index is read from."""
+_LOCK = ".lock"
 
 LAYOUTS = ("auto", "flat", "ivfpq")
 
@@ -88,37 +90,47 @@ def build_index(
 
     Raises:
         ValueError: the corpus is malformed, or the folder holds something else.
-        RuntimeError: the index cannot fit in memory or on disk.
+        RuntimeError: the index cannot fit in memory or on disk, or another process is building it.
         ImportError: a library is not installed.
     """
-    manifest = _begun(corpus, folder, settings)
+    if not corpus.is_file():
+        raise FileNotFoundError(f"there is no corpus {corpus}: expected a .jsonl or .jsonl.gz file")
+    record = corpus_record(corpus)
+    manifest = _begun(record, folder, settings)
     if manifest.complete:
         return check_manifest(folder)
     encoder = None if settings.kind == "bm25" else Encoder(settings.encoder)
     need = _need(corpus, settings, encoder)
     available = available_memory(need.mapped)
     announce(need, available)
-    refuse_too_large(need, folder, available)
+    refuse_too_large(need, folder, available)  # what a stopped build left is no further need
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / _LOCK, folder):
+        # Asked again: another process may have come this far before the lock was ours.
+        manifest = _begun(record, folder, settings)
+        return manifest if manifest.complete else _built(manifest, corpus, folder, encoder)
+
+
+def _built(
+    manifest: Manifest, corpus: Path, folder: Path, encoder: Encoder | None
+) -> Manifest:
+    """Go through the stages that are not done; the lock is held."""
     manifest.write(folder)
     manifest = _run(manifest, folder, "passages", lambda: store(corpus, folder)._asdict())
     passages = StoredPassages(folder)
-    if settings.kind != "dense":
+    if manifest.kind != "dense":
         manifest = _build_words(manifest, folder, passages)
     if encoder is not None:
-        manifest = _build_vectors(manifest, folder, passages, settings, encoder)
+        manifest = _build_vectors(manifest, folder, passages, encoder)
     manifest = dataclasses.replace(manifest, complete=True)
     manifest.write(folder)
     return manifest
 
 
-def _begun(corpus: Path, folder: Path, settings: IndexSettings) -> Manifest:
+def _begun(record: Mapping[str, Any], folder: Path, settings: IndexSettings) -> Manifest:
     """The folder's manifest if it is of this very index, a new one if it is free."""
-    if not corpus.is_file():
-        raise FileNotFoundError(f"there is no corpus {corpus}: expected a .jsonl or .jsonl.gz file")
-    record = corpus_record(corpus)
     new = Manifest(settings.kind, record, settings.recorded, versions=installed_versions())
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not _names(folder)):
         return new
     if not (folder / NAME).is_file():
         raise ValueError(f"{folder} holds something else than an index: choose another --out")
@@ -135,11 +147,15 @@ def _begun(corpus: Path, folder: Path, settings: IndexSettings) -> Manifest:
     return manifest
 
 
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {_LOCK}
+
+
 def _need(corpus: Path, settings: IndexSettings, encoder: Encoder | None) -> Need:
     dimensions = encoder.dimensions if encoder is not None else 0
     words = settings.kind != "dense"
     need = estimate_need(corpus, words=words, dimensions=dimensions)
-    if encoder is not None and _layout(settings, need.passages) == "ivfpq":
+    if encoder is not None and _layout(settings.layout, need.passages) == "ivfpq":
         need = estimate_need(corpus, words=words, dimensions=dimensions, ivfpq=True)
     return need
 
@@ -147,6 +163,8 @@ def _need(corpus: Path, settings: IndexSettings, encoder: Encoder | None) -> Nee
 def _build_words(manifest: Manifest, folder: Path, passages: StoredPassages) -> Manifest:
     part = folder / BM25
     part.mkdir(exist_ok=True)
+    if "postings" not in manifest.stages and not postings.is_counted(part):
+        manifest = manifest.without("words")  # its results are no part of an index: look for them
     count = functools.partial(postings.count_words, passages, len(passages), part)
     manifest = _run(manifest, folder, "words", count)
     manifest = _run(manifest, folder, "postings", lambda: postings.write_postings(part))
@@ -158,15 +176,14 @@ def _build_vectors(
     manifest: Manifest,
     folder: Path,
     passages: StoredPassages,
-    settings: IndexSettings,
     encoder: Encoder,
 ) -> Manifest:
     part = folder / DENSE
     part.mkdir(exist_ok=True)
-    layout = _layout(settings, len(passages))
+    layout = _layout(manifest.settings["layout"], len(passages))
     if layout == "ivfpq":
         dense.refuse_too_few(len(passages))
-    prefix = settings.passage_prefix
+    prefix = manifest.settings["passage_prefix"]
     encode = functools.partial(dense.encode_passages, passages, encoder, prefix, part)
     manifest = _run(manifest, folder, "vectors", encode)
     if layout == "ivfpq":
@@ -175,9 +192,9 @@ def _build_vectors(
     return manifest
 
 
-def _layout(settings: IndexSettings, passages: int) -> str:
-    if settings.layout != "auto":
-        return settings.layout
+def _layout(layout: str, passages: int) -> str:
+    if layout != "auto":
+        return layout
     return "flat" if passages <= dense.FLAT_UP_TO else "ivfpq"
 
 

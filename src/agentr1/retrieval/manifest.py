@@ -68,6 +68,11 @@ class Manifest:
             self, stages={**self.stages, stage: result}, files={**self.files, **sizes}
         )
 
+    def without(self, stage: str) -> Manifest:
+        """The record before a stage, whose results are gone."""
+        stages = {name: result for name, result in self.stages.items() if name != stage}
+        return dataclasses.replace(self, stages=stages)
+
     def write(self, folder: Path) -> None:
         """Write it so that there is either the old one or the whole new one."""
         aside = folder / f".{NAME}-{os.getpid()}"

@@ -33,6 +33,7 @@ BLOCK = 16_000_000
 _CHUNK = 1_000_000
 """Words counted at once."""
 _WORDS, _COUNTS, _UNIQUE, _LENGTHS = "words.i32", "counts.i32", "unique.i32", "lengths.i32"
+_COUNTED = (_WORDS, _COUNTS, _UNIQUE, _LENGTHS)
 """Between the stages: of each posting its word and count, of each passage its postings and words.
 """
 
@@ -118,9 +119,14 @@ def write_postings(folder: Path, block: int = BLOCK) -> None:
     _write_parameters(folder, len(lengths))
 
 
+def is_counted(folder: Path) -> bool:
+    """Whether the results of `count_words` are there."""
+    return all((folder / name).is_file() for name in (*_COUNTED, "vocab.index.json"))
+
+
 def drop_counts(folder: Path) -> None:
     """Remove the results of `count_words` when the postings are safe."""
-    for name in (_WORDS, _COUNTS, _UNIQUE, _LENGTHS):
+    for name in _COUNTED:
         (folder / name).unlink(missing_ok=True)
 
 

@@ -6,7 +6,6 @@ first and comes last, so a folder with a card is whole. Knows names and bytes, n
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,14 +13,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from agentr1.locks import locked
 from agentr1.sources.lines import stamp_of
 from agentr1.sources.table import SPLITS
 
 CARD = "card.json"
 README = "README.md"
 CORPUS = "corpus.jsonl"
-SCHEMA = 1
+SCHEMA = 2
 """Of the card."""
+_KEYS = {"name": str, "splits": dict, "corpus": (dict, type(None)), "commands": list}
+_STAMP = {"file": str, "bytes": int, "sha256": str}
+_SPLIT = {**_STAMP, "n": dict, "seed": (int, type(None)), "origins": dict, "sources": dict}
+_SOURCE = {"read": int, "left_out": dict}
+"""What a card must hold to be added to, and of which type."""
 _NAMES = (CARD, README, *(f"{s}.jsonl{end}" for s in (*SPLITS, "corpus") for end in ("", ".gz")))
 
 
@@ -49,7 +54,25 @@ def read_card(folder: Path) -> dict[str, Any] | None:
         raise ValueError(
             f"{folder / CARD} has schema {card['schema']}, expected {SCHEMA}; {_ways()}"
         )
+    if not _is_whole(card):
+        raise ValueError(f"{folder / CARD} lacks something that every card has; {_ways()}")
     return card
+
+
+def _is_whole(card: Mapping[str, Any]) -> bool:
+    """Whether a card has everything that is read of it, in its place."""
+    if not _has(card, _KEYS) or not all(isinstance(words, str) for words in card["commands"]):
+        return False
+    splits = card["splits"]
+    return (
+        (card["corpus"] is None or _has(card["corpus"], _STAMP))
+        and all(name in SPLITS and _has(split, _SPLIT) for name, split in splits.items())
+        and all(_has(s, _SOURCE) for split in splits.values() for s in split["sources"].values())
+    )
+
+
+def _has(record: Any, keys: Mapping[str, Any]) -> bool:
+    return isinstance(record, dict) and all(isinstance(record.get(k), t) for k, t in keys.items())
 
 
 def check_files(folder: Path, card: Mapping[str, Any]) -> None:
@@ -84,14 +107,7 @@ class Staging:
     def __enter__(self) -> Self:
         self._made = not self.folder.exists()
         self._aside.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._aside / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise RuntimeError(
-                f"another process is writing {self.folder}; wait for it, or give another --out"
-            ) from error
+        self._lock = locked(self._aside / "lock", self.folder)
         for path in self._aside.iterdir():  # of a process that was killed
             if path.name != "lock":
                 path.unlink()
