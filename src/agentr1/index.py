@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 
 from agentr1.commandline import add_debug, guarded
 from agentr1.data import load_rows
+from agentr1.retrieval.base import LONG
 from agentr1.retrieval.build import LAYOUTS, IndexSettings, build_index
 from agentr1.retrieval.encoders import DEFAULT
 from agentr1.retrieval.manifest import KINDS
 from agentr1.retrieval.memory import Need, gigabytes
 from agentr1.retrieval.opening import open_index
-from agentr1.retrieval.passages import LONG
 from agentr1.retrieval.quality import answers_in, coverage, has_support, recall, summary
 from agentr1.runs import write_json
 
@@ -46,7 +46,7 @@ def build(corpus: Path, folder: Path, settings: IndexSettings) -> None:
     print(f"{folder}: {manifest.kind}, {manifest.passages:,} passages, {gigabytes(size)}")
     if stored["long"]:
         print(
-            f"note: {stored['long']:,} passages have more than {LONG:,} characters, the longest "
+            f"note: {stored['long']:,} passages have {LONG:,} characters or more, the longest "
             f"{stored['longest']:,}; words count all of a passage, an encoder reads only its "
             "beginning, and a search shows it whole unless `passage_chars` cuts it"
         )
@@ -85,17 +85,27 @@ def measure(
         FileNotFoundError, ValueError: from opening the index.
     """
     index = open_index(folder)
+    before = _measured(folder / _QUALITY)
     bar = tqdm(index.passages, "answers", unit="passage", mininterval=1)
     found = answers_in(bar, [row for rows in files.values() for row in rows])
     records = {}
     for name, rows in files.items():
         measured = recall(index, rows, sorted(set(ks))) if has_support(rows) else None
         records[name] = summary(measured, coverage(rows, found))
-    path = folder / _QUALITY
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, before | records)
+    write_json(folder / _QUALITY, before | records)
     Console().print(_table(str(folder), records))
     return records
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """What was measured before."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}): remove it") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is broken, expected one object: remove it")
+    return record
 
 
 def _announce(corpus: Path, need: Need, available: int | None) -> None:
@@ -157,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="agentr1 index",
         description="Build an index of a corpus, or measure one; the same command goes on with an "
         "interrupted build.",
+        allow_abbrev=False,
     )
     parser.add_argument("place", type=Path, metavar="CORPUS", help="passages, or an index folder")
     parser.add_argument("--kind", choices=KINDS, default="bm25")

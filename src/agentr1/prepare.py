@@ -12,6 +12,7 @@ import argparse
 import importlib.metadata
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,20 @@ from typing import Any
 from tqdm import tqdm
 
 from agentr1.commandline import add_debug, guarded
+from agentr1.retrieval.base import LONG
 from agentr1.rewards import normalize_answer
 from agentr1.sources import own
 from agentr1.sources.base import Question
-from agentr1.sources.card import REASONS, readme
+from agentr1.sources.card import REASONS, UNCHECKED, readme
 from agentr1.sources.folder import CARD, CORPUS, README, SCHEMA, Staging, read_card
 from agentr1.sources.hub import read_hub
-from agentr1.sources.passages import LONG, Digests, PassageFile, digest
+from agentr1.sources.passages import Digests, PassageFile, digest
 from agentr1.sources.plan import HUB, Part, plan, refuse_own_input, requests, still_missing
 from agentr1.sources.records import read_records
 from agentr1.sources.sample import Sample, mixed
 from agentr1.sources.table import DATA_SETS, MIX, MIX_ROWS, NAMES, SPLITS
 from agentr1.sources.tally import RowFile
+from agentr1.sources.twowiki import aliases_of
 
 
 def prepare(
@@ -77,10 +80,13 @@ def prepare(
         done, corpus = _write(staging, parts, old, seed)
         for split in {part.split for part in parts}:
             done[split] |= asked[split]
+        if "train" in done:
+            done["train"] |= {"overlap_checked": len(done) > 1}
         card = {
             "schema": SCHEMA,
             "name": name,
             "agentr1": _version(),
+            "licences": _licences(done),
             "splits": done,
             "corpus": corpus,
             "commands": [*(old["commands"] if old else ()), shlex.join(["agentr1", *command])],
@@ -175,26 +181,30 @@ def _write_split(rows: RowFile, writing: Writing, parts: Sequence[Part], seed: i
     """Write one split of one or several data sets."""
     ids = Digests()
     samples = []
+    offered: Counter[str] = Counter()
     for part in parts:
         writing.add_corpus(part.corpus)
-        sample = Sample(part.n, seed) if part.n else None
+        sample = Sample(part.n, seed, part.name) if part.n else None
+        left: Counter[str] = Counter()
         for place, row in _wanted(rows, writing, part):
+            left[_counted_as(row, part.name)] += 1
             if not ids.add(digest(row["id"])):
                 raise ValueError(
                     f"{place}: id {row['id']!r} is that of an earlier question of {part.split}; "
                     "ids tell rows apart, make them unique"
                 )
             if sample is None:
-                rows.write(row)
+                rows.add(row, _counted_as(row, part.name))
             else:
                 sample.offer(row)
-        left = rows.read[part.name] - rows.left_out[part.name].total()
-        _check_count(part, rows, left)
+        _check_count(part, rows, left.total())
         if sample is not None:
-            rows.left_out[part.name]["not_sampled"] = left - len(sample)
             samples.append(sample)
-    for row in mixed(samples):
-        rows.write(row)
+            offered += left
+    for name, row in mixed(samples):
+        rows.add(row, _counted_as(row, name))
+    for name, count in offered.items():
+        rows.left_out[name]["not_sampled"] = count - rows.written[name]
 
 
 def _wanted(rows: RowFile, writing: Writing, part: Part) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -204,8 +214,9 @@ def _wanted(rows: RowFile, writing: Writing, part: Part) -> Iterator[tuple[str, 
         read = own.read if own.is_own(record) else DATA_SETS[part.name].read
         question = read(record, place)
         row = writing.row(question, part, number, place)
-        rows.read[part.name] += 1
-        left_out = rows.left_out[part.name]
+        name = _counted_as(row, part.name)
+        rows.read[name] += 1
+        left_out = rows.left_out[name]
         if not question.answerable:
             left_out["unanswerable"] += 1
         elif not question.answers:
@@ -221,8 +232,13 @@ def _wanted(rows: RowFile, writing: Writing, part: Part) -> Iterator[tuple[str, 
 def _records(part: Part) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not part.files:
         yield from read_hub(DATA_SETS[part.name], part.split)
+    aliases = (
+        dict(aliases_of(r, at) for at, r in read_records(part.aliases)) if part.aliases else {}
+    )
     for path in part.files:
-        yield from read_records(path)
+        for place, record in read_records(path):
+            further = aliases.get(str(record.get("answer_id")))
+            yield place, {**record, "answer_aliases": further} if further else record
 
 
 def _check_count(part: Part, rows: RowFile, left: int) -> None:
@@ -247,11 +263,13 @@ def _without_held_out(
         for name, counts in train["sources"].items():
             rows.read[name] = counts["read"]
             rows.left_out[name].update(counts["left_out"])
+        of_part, *_ = train["sources"]
         for row in _rows(staging.folder, "train"):
+            name = _counted_as(row, of_part)
             if writing.is_held_out(row["question"]):
-                rows.left_out[row["source"]]["overlap"] += 1
+                rows.left_out[name]["overlap"] += 1
             else:
-                rows.write(row)
+                rows.add(row, name)
         if not len(rows):
             raise ValueError(f"every train question of {staging.folder} is asked in the new split")
         return rows.record()
@@ -273,6 +291,16 @@ def _corpus_record(passages: PassageFile, old: Mapping[str, Any] | None) -> dict
 
 def _rows(folder: Path, split: str) -> Iterator[Mapping[str, Any]]:
     return (record for _, record in read_records(folder / f"{split}.jsonl"))
+
+
+def _counted_as(row: Mapping[str, Any], name: str) -> str:
+    """The data set that a row counts for: its own if it is one we know, else the one read."""
+    return row["source"] if row["source"] in DATA_SETS else name
+
+
+def _licences(splits: Mapping[str, Any]) -> dict[str, str]:
+    names = dict.fromkeys(name for split in splits.values() for name in split["sources"])
+    return {name: DATA_SETS[name].licence for name in names}
 
 
 def _version() -> str | None:
@@ -297,6 +325,8 @@ def report(card: Mapping[str, Any], out: Path) -> None:
             told = f"; left out: {', '.join(reasons)}" if reasons else ""
             of = f"of {counts['read']:,} questions"
             print(f"{split:7}{name:10}{counts['questions']:>10,} {of}{told}")
+    if card["splits"].get("train", {}).get("overlap_checked") is False:
+        print(f"note: {UNCHECKED}; add them with --split dev test, those there are")
     corpus = card["corpus"]
     print(f"corpus {'':10}{corpus['passages']:>10,} passages" if corpus else "no passages")
     if corpus and corpus["long"]:

@@ -31,6 +31,8 @@ _HELP = {
     "max_queries": "queries of one request",
     "max_chars": "characters of one query",
     "max_bytes": "bytes of one request",
+    "max_hits": "passages of one answer, queries times topk",
+    "max_seconds": "seconds until a request is given up (503): most clients have left by then",
     "max_batch": "queries of one search of the index",
     "max_waiting": "queries waiting; beyond that a request is told to come back later (503)",
     "searches": "searches of the index at the same time",

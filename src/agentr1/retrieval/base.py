@@ -16,6 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+LONG = 20_000
+"""Characters from which a passage is called long: more than most contexts have room for, and than
+any encoder sees."""
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -125,7 +128,7 @@ def _passage(line: bytes, place: str) -> Passage:
             f"{place}: not UTF-8 at byte {error.start}: {line[error.start :][:12]!r}; save the "
             "corpus as UTF-8"
         ) from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # too long a number and too deep a nesting too
         raise ValueError(
             f"{place}: expected one JSON object a line, got {line[:60]!r} ({error})"
         ) from error

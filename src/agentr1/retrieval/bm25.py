@@ -9,21 +9,30 @@ indexed in memory; `postings.py` builds a folder of the same numbers for a corpu
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import bm25s
+import numpy as np
 
 from agentr1.retrieval.base import Hit, Passage
-from agentr1.retrieval.maxscore import Postings
 
 METHOD = "lucene"
 _WORD = re.compile(r"\w+")
 
 
 def words_of(text: str) -> list[str]:
-    """Split a text as both passages and queries are: lower-cased runs of letters and digits."""
-    return _WORD.findall(text.lower())
+    """Split a text as both passages and queries are: lower-cased runs of letters and digits.
+
+    Letters are compared however they are encoded: an accent of its own, a ligature, a wide letter.
+    """
+    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def no_words() -> ValueError:
+    """The error for a corpus that no query can find anything in."""
+    return ValueError("no passage holds a word, expected letters or digits: check the corpus")
 
 
 class Bm25Index:
@@ -41,10 +50,10 @@ class Bm25Index:
         if ranker is None:
             ranker = bm25s.BM25(method=METHOD, backend="numpy")
             words = [words_of(f"{passage.title} {passage.text}") for passage in passages]
+            if not any(words):
+                raise no_words()
             ranker.index(words, show_progress=False)
         self._bm25 = ranker
-        weights, places, ends = (ranker.scores[name] for name in ("data", "indices", "indptr"))
-        self._postings = Postings(weights, places, ends, len(passages))
 
     @classmethod
     def open(cls, folder: Path, passages: Sequence[Passage]) -> Bm25Index:
@@ -71,5 +80,9 @@ class Bm25Index:
         word_ids = self._bm25.get_tokens_ids(words_of(query))
         if not word_ids:
             return []
-        places, scores = self._postings.best(word_ids, k)
-        return list(zip(places.tolist(), scores.tolist(), strict=True))
+        scores = self._bm25.get_scores_from_ids(word_ids)
+        # Only what may be among the best is sorted.
+        least = np.partition(scores, -k)[-k] if k < len(scores) else 0.0
+        places = np.flatnonzero((scores >= least) & (scores > 0.0))
+        best = places[np.argsort(-scores[places], kind="stable")[:k]]
+        return list(zip(best.tolist(), scores[best].tolist(), strict=True))

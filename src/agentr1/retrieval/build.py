@@ -103,7 +103,7 @@ def build_index(
     need = _need(corpus, settings, encoder)
     available = available_memory(need.mapped)
     announce(need, available)
-    refuse_too_large(need, folder, available)  # what a stopped build left is no further need
+    refuse_too_large(need, folder, available)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / _LOCK, folder):
         # Asked again: another process may have come this far before the lock was ours.
@@ -111,9 +111,7 @@ def build_index(
         return manifest if manifest.complete else _built(manifest, corpus, folder, encoder)
 
 
-def _built(
-    manifest: Manifest, corpus: Path, folder: Path, encoder: Encoder | None
-) -> Manifest:
+def _built(manifest: Manifest, corpus: Path, folder: Path, encoder: Encoder | None) -> Manifest:
     """Go through the stages that are not done; the lock is held."""
     manifest.write(folder)
     manifest = _run(manifest, folder, "passages", lambda: store(corpus, folder)._asdict())

@@ -75,11 +75,21 @@ class Gathered:
         return await asked.answer
 
     def _start(self) -> None:
+        while batch := self._next():
+            try:
+                start_daemon(lambda batch=batch: self._search(batch))
+                return
+            except BaseException as error:  # no further thread: who waits must not wait for ever
+                with self._lock:
+                    self._searching -= 1
+                _deliver(batch, [], error)
+
+    def _next(self) -> list[_Asked]:
+        """The callers of one more search, if one more may run."""
         with self._lock:
             batch = self._take() if self._searching < self.at_once else []
             self._searching += bool(batch)
-        if batch:
-            start_daemon(lambda: self._search(batch))
+        return batch
 
     def _search(self, batch: list[_Asked]) -> None:
         """Search for a batch, then for whoever waits by then."""

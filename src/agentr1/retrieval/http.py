@@ -58,13 +58,15 @@ class HttpIndex:
         return passages
 
     def check(self) -> None:
-        """See within seconds that a retriever answers there.
+        """See within seconds that a retriever answers there, one query included.
 
         Raises:
             ConnectionError: none does, with the way out.
         """
         try:
             self.about = self._health()
+            # Something else may answer at /health too.
+            self._search(["health"], 1, timeout=_CHECK_SECONDS)
         except (OSError, ValueError) as error:
             raise ConnectionError(
                 f"no retriever answers at {self.url} ({error}); start one with `agentr1 "
@@ -101,7 +103,6 @@ class HttpIndex:
         try:
             about = self._remote.get("/health", timeout=_CHECK_SECONDS)
         except (RequestRefused, ValueError):  # Search-R1's own servers have no such page
-            self._search(["health"], 1, timeout=_CHECK_SECONDS)
             return {}
         return about if isinstance(about, dict) else {}
 

@@ -21,6 +21,8 @@ class Limits:
         max_queries: queries of one request.
         max_chars: characters of one query.
         max_bytes: of one request's body.
+        max_hits: passages of one answer: queries times passages per query.
+        max_seconds: that a request waits and is searched for; what still waits by then is dropped.
         max_batch: queries of one search of the index.
         max_waiting: queries that wait or are searched for at once; a request beyond that is told to
             come back later.
@@ -32,6 +34,8 @@ class Limits:
     max_queries: int = 4096
     max_chars: int = 10_000
     max_bytes: int = 16 * 2**20
+    max_hits: int = 50_000
+    max_seconds: int = 60
     max_batch: int = 64
     max_waiting: int = 8192
     searches: int = 1

@@ -16,10 +16,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever an older folder could no longer be read."""
 NAME = "manifest.json"
 KINDS = ("bm25", "dense", "hybrid")
+_SETTINGS = ("encoder", "query_prefix", "passage_prefix", "layout")
+_SHAPE: Mapping[str, type] = {
+    "kind": str,
+    "corpus": dict,
+    "settings": dict,
+    "stages": dict,
+    "files": dict,
+    "versions": dict,
+    "complete": bool,
+    "schema": int,
+}
 _PACKAGES = ("agentr1", "bm25s", "numpy", "faiss-cpu", "model2vec", "sentence-transformers")
 
 
@@ -51,6 +62,19 @@ class Manifest:
     def passages(self) -> int:
         """How many passages the corpus has."""
         return self.stages["passages"]["passages"]
+
+    def lacking(self) -> str | None:
+        """What a manifest must say beyond its keys and does not, if anything."""
+        passages = self.stages.get("passages")
+        if not {"name", "bytes", "sha256"} <= self.corpus.keys():
+            return "name, bytes or sha256 of its corpus"
+        if self.kind != "bm25" and not set(_SETTINGS) <= self.settings.keys():
+            return f"one of the settings {', '.join(_SETTINGS)}"
+        if passages is None:
+            return "the stage of its passages" if self.complete or self.stages else None
+        numbers = ("passages", "long", "longest")
+        known = isinstance(passages, dict) and all(type(passages.get(n)) is int for n in numbers)
+        return None if known else f"{', '.join(numbers)} in the stage of its passages"
 
     def finished(
         self, stage: str, result: Mapping[str, Any], folder: Path, names: Iterable[str]
@@ -103,13 +127,20 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError(
             f"{path} has schema {schema!r}, this version reads {SCHEMA}: build the index again"
         )
-    fields = {field.name for field in dataclasses.fields(Manifest)}
-    if record.keys() != fields or record["kind"] not in KINDS:
+    if record.keys() != _SHAPE.keys() or record["kind"] not in KINDS:
         raise ValueError(
-            f"{path} is broken: expected the keys {sorted(fields)} and a kind among {KINDS}, got "
+            f"{path} is broken: expected the keys {sorted(_SHAPE)} and a kind among {KINDS}, got "
             f"{sorted(record)} and {record.get('kind')!r}: build the index again"
         )
-    return Manifest(**record)
+    if wrong := [name for name, kind in _SHAPE.items() if not isinstance(record[name], kind)]:
+        raise ValueError(
+            f"{path} is broken: {wrong[0]!r} is {record[wrong[0]]!r}, expected "
+            f"{_SHAPE[wrong[0]].__name__}: build the index again"
+        )
+    manifest = Manifest(**record)
+    if lacking := manifest.lacking():
+        raise ValueError(f"{path} is broken: it lacks {lacking}: build the index again")
+    return manifest
 
 
 def check_manifest(folder: Path, corpus: Path | None = None) -> Manifest:

@@ -7,6 +7,7 @@ control groups of a container and the limit of the process leave.
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import math
 import resource
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from agentr1.retrieval.base import Passage, read_passages
 from agentr1.retrieval.bm25 import words_of
 from agentr1.retrieval.dense import code_bytes, training_rows
+from agentr1.retrieval.passages import line_of
 from agentr1.retrieval.postings import BLOCK
 
 _SAMPLE = 20_000
@@ -55,20 +57,22 @@ def estimate_need(corpus: Path, *, words: bool, dimensions: int = 0, ivfpq: bool
     Raises:
         ValueError: the beginning cannot be read as passages.
     """
-    sample = [passage for _, passage in itertools.islice(read_passages(corpus), _SAMPLE)]
+    sample, read = _sample(corpus)
     if not sample:
         raise ValueError(f"{corpus} holds no passages, expected one JSON object a line")
-    stored = sum(_bytes(passage) for passage in sample)
+    stored = sum(len(line_of(passage)) for passage in sample)
     total = len(sample)
     if total == _SAMPLE:
-        total = max(total, round(_plain_bytes(corpus) * total / stored))
+        total = max(total, round(_plain_bytes(corpus) * total / read))
     growth = total / len(sample)
     texts = round(stored * growth) + 8 * total
     memory, disk = 60_000_000 + 24 * total, texts
     if words:
         vocabulary, postings = _vocabulary_and_postings(sample, growth)
         counting = 100_000_000 + 250 * vocabulary
-        sorting = 50_000_000 + 200 * vocabulary + 24 * total + 46 * min(postings, BLOCK)
+        # A word is sorted whole, and it may stand in every passage.
+        block = min(postings, max(BLOCK, total))
+        sorting = 50_000_000 + 200 * vocabulary + 24 * total + 46 * block
         memory = max(memory, counting, sorting)
         disk += 16 * postings + 8 * total + 30 * vocabulary
     vectors = 4 * dimensions * total
@@ -86,7 +90,7 @@ def refuse_too_large(need: Need, folder: Path, available: int | None) -> None:
 
     Args:
         need: of the build.
-        folder: where it will be; it or a folder above it exists.
+        folder: where it will be, with what a stopped build left there; it or one above it exists.
         available: bytes of memory, None where the system does not say.
 
     Raises:
@@ -101,7 +105,8 @@ def refuse_too_large(need: Need, folder: Path, available: int | None) -> None:
         )
     place = next(above for above in (folder, *folder.absolute().parents) if above.exists())
     free = shutil.disk_usage(place).free
-    if need.disk > free:
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if need.disk - there > free:
         raise RuntimeError(
             f"building this index of about {need.passages} passages needs about "
             f"{gigabytes(need.disk)} of disk, {place} has {gigabytes(free)} left: choose another "
@@ -126,9 +131,13 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def _bytes(passage: Passage) -> int:
-    """Of its line in a corpus, about."""
-    return len(f"{passage.id}{passage.title}{passage.text}".encode()) + 30
+def _sample(corpus: Path) -> tuple[list[Passage], int]:
+    """The first passages of a corpus, and the bytes of the lines they were read from."""
+    numbered = list(itertools.islice(read_passages(corpus), _SAMPLE))
+    opener = gzip.open if corpus.suffix == ".gz" else open
+    with opener(corpus, "rb") as lines:
+        last = numbered[-1][0] if numbered else 0
+        return [passage for _, passage in numbered], sum(map(len, itertools.islice(lines, last)))
 
 
 def _plain_bytes(corpus: Path) -> float:

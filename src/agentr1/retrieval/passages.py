@@ -17,12 +17,10 @@ from typing import NamedTuple, overload
 import numpy as np
 from tqdm.auto import tqdm
 
-from agentr1.retrieval.base import Passage, read_passages, same_id
+from agentr1.retrieval.base import LONG, Passage, read_passages, same_id
 
 TEXTS = "passages.jsonl"
 ENDS = "passages.ends.i64"
-LONG = 10_000
-"""Characters from which a passage is called long: no encoder sees all of it."""
 
 
 class Stored(NamedTuple):
@@ -30,7 +28,7 @@ class Stored(NamedTuple):
 
     Attributes:
         passages: how many.
-        long: how many have more than `LONG` characters of text.
+        long: how many have at least `LONG` characters of text.
         longest: characters of the longest text.
     """
 
@@ -87,19 +85,24 @@ def store(corpus: Path, folder: Path) -> Stored:
     with (folder / TEXTS).open("wb") as texts, (folder / ENDS).open("wb") as ends:
         bar = tqdm(read_passages(corpus), desc="passages", unit="passage", mininterval=1)
         for _, passage in bar:
-            record = (passage.id, passage.title, passage.text)
-            line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            line = line_of(passage)
             texts.write(line)
             end += len(line)
             ends.write(end.to_bytes(8, "little"))
             hashes.append(_hash(passage.id))
             count += 1
-            long += len(passage.text) > LONG
+            long += len(passage.text) >= LONG
             longest = max(longest, len(passage.text))
     if not count:
         raise ValueError(f"{corpus} holds no passages, expected one JSON object a line")
     _refuse_same_ids(corpus, np.frombuffer(hashes, dtype=np.uint64))
     return Stored(count, long, longest)
+
+
+def line_of(passage: Passage) -> bytes:
+    """A passage as it is written."""
+    record = (passage.id, passage.title, passage.text)
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def _hash(name: str) -> int:

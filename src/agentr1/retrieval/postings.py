@@ -21,7 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from agentr1.retrieval.base import Passage
-from agentr1.retrieval.bm25 import METHOD, words_of
+from agentr1.retrieval.bm25 import METHOD, no_words, words_of
 
 FILES = (
     *("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy"),
@@ -45,6 +45,9 @@ def count_words(passages: Iterable[Passage], total: int, folder: Path) -> None:
         passages: the corpus, in order.
         total: how many they are.
         folder: for the results; must exist.
+
+    Raises:
+        ValueError: the corpus has no words.
     """
     numbers: collections.defaultdict[str, int] = collections.defaultdict()
     numbers.default_factory = numbers.__len__  # a new word gets the next number
@@ -64,6 +67,8 @@ def count_words(passages: Iterable[Passage], total: int, folder: Path) -> None:
                 _write_counts(ids, sizes, (words, counts, unique, lengths))
                 ids, sizes = array.array("i"), array.array("i")
         _write_counts(ids, sizes, (words, counts, unique, lengths))
+    if not numbers:
+        raise no_words()
     _write_vocabulary(numbers, folder / "vocab.index.json")
 
 
@@ -75,7 +80,7 @@ def _write_vocabulary(numbers: Mapping[str, int], path: Path) -> None:
         while part := dict(itertools.islice(words, 10_000)):
             file.write(start + json.dumps(part, ensure_ascii=False)[1:-1])
             start = ", "
-        file.write("}" if numbers else "{}")
+        file.write("}")
 
 
 def _write_counts(ids: array.array, sizes: array.array, files: tuple[IO[bytes], ...]) -> None:

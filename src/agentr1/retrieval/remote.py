@@ -85,10 +85,6 @@ class Remote:
             "POST", path, timeout=timeout, content=body, headers={"content-type": kind}
         )
 
-    def close(self) -> None:
-        """End the connections."""
-        self._client.close()
-
     def _ask(self, method: str, path: str, *, timeout: float | None, **request: Any) -> Any:
         place = f"{self.url}{path}"
         if timeout is not None:

@@ -8,6 +8,7 @@ or files; `agentr1 serve-retriever` opens the index and starts the process. Need
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -111,14 +112,25 @@ class _Service:
         self._waiting += count
         self.meters.waiting.set(self._waiting)
         try:
-            k = asked.topk or self.limits.default_k
-            found = await self._gathered.find_all(asked.queries, k)
+            async with asyncio.timeout(self.limits.max_seconds) as limit:
+                found = await self._gathered.find_all(asked.queries, self._k(asked))
+        except TimeoutError as error:
+            if not limit.expired():  # the index's own
+                raise
+            raise _Refused(
+                503,
+                f"{count} queries were not answered within {self.limits.max_seconds} seconds; "
+                "come back later, or send fewer",
+            ) from error
         finally:
             self._waiting -= count
             self.meters.waiting.set(self._waiting)
         self.meters.queries.inc(count)
         write = _scored if asked.return_scores else _document
         return {"result": [[write(hit) for hit in hits] for hits in found]}
+
+    def _k(self, asked: Asked) -> int:
+        return asked.topk or self.limits.default_k
 
     async def _read(self, request: Request) -> Asked:
         limits = self.limits
@@ -139,6 +151,13 @@ class _Service:
             )
         if not 0 <= (asked.topk or 0) <= limits.max_k:
             raise _Refused(422, f"topk is {asked.topk}, expected 1 to {limits.max_k}")
+        hits = len(asked.queries) * self._k(asked)
+        if hits > limits.max_hits:
+            raise _Refused(
+                422,
+                f"{len(asked.queries)} queries of {self._k(asked)} passages are {hits}, expected "
+                f"at most {limits.max_hits}; send fewer queries",
+            )
         longest = max(map(len, asked.queries), default=0)
         if longest > limits.max_chars:
             raise _Refused(

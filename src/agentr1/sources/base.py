@@ -75,7 +75,7 @@ def text_of(record: Mapping[str, Any], name: str, place: str) -> str:
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
         raise wrong(record, name, place, "a text that is not empty")
-    return _whole(value.strip(), name, place)
+    return whole(value.strip(), name, place)
 
 
 def optional_text(record: Mapping[str, Any], name: str, place: str) -> str | None:
@@ -83,7 +83,7 @@ def optional_text(record: Mapping[str, Any], name: str, place: str) -> str | Non
     value = record.get(name)
     if value is not None and not isinstance(value, str):
         raise wrong(record, name, place, "a text, or missing")
-    return _whole(value.strip(), name, place) or None if value else None
+    return whole(value.strip(), name, place) or None if value else None
 
 
 def list_of(record: Mapping[str, Any], name: str, place: str) -> Sequence[Any]:
@@ -101,7 +101,7 @@ def texts_of(record: Mapping[str, Any], name: str, place: str) -> tuple[str, ...
     values = list_of(record, name, place)
     if not all(isinstance(value, str) for value in values):
         raise wrong(record, name, place, "a list of texts")
-    return unique(_whole(value.strip(), name, place) for value in values)
+    return unique(whole(value.strip(), name, place) for value in values)
 
 
 def pairs_of(
@@ -123,7 +123,7 @@ def pairs_of(
         else:
             entries = list_of(record, name, place)
             pairs = [(e[first], e[second]) if isinstance(e, Mapping) else (*e,) for e in entries]
-        checked = [(_whole(left.strip(), name, place), right) for left, right in pairs]
+        checked = [(whole(left.strip(), name, place), right) for left, right in pairs]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise wrong(record, name, place, f"a list of [{first}, {second}]") from error
     return checked
@@ -142,7 +142,7 @@ def contexts_of(record: Mapping[str, Any], place: str, glue: str) -> tuple[Conte
         if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
             raise wrong(record, "context", place, "a list of [title, [sentence, ...]]")
         text = glue.join(sentences if not glue else [s.strip() for s in sentences])
-        passages.append(Context(title, _whole(text.strip(), "context", place)))
+        passages.append(Context(title, whole(text.strip(), "context", place)))
     return tuple(passages)
 
 
@@ -163,7 +163,7 @@ def unique(texts: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
-def _whole(text: str, name: str, place: str) -> str:
+def whole(text: str, name: str, place: str) -> str:
     """The text, if it can be written as UTF-8: JSON can spell half a character."""
     try:
         text.encode()

@@ -17,6 +17,7 @@ REASONS = {
     "not_sampled": "not in the sample",
 }
 """Why a question that was read is not written, in the card's words and in the README's."""
+UNCHECKED = "train questions that dev or test ask too are not left out: neither is here"
 
 
 def readme(card: Mapping[str, Any]) -> str:
@@ -46,6 +47,8 @@ def _questions(splits: Mapping[str, Any]) -> str:
             )
             cells = [split, name, f"{counts['questions']:,}", f"{counts['read']:,}", reasons or "-"]
             lines.append(f"| {' | '.join(cells)} |")
+    if splits.get("train", {}).get("overlap_checked") is False:
+        lines += ["", f"{UNCHECKED[0].upper()}{UNCHECKED[1:]}."]
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ from agentr1.sources.table import SPLITS
 CARD = "card.json"
 README = "README.md"
 CORPUS = "corpus.jsonl"
-SCHEMA = 2
+SCHEMA = 1
 """Of the card."""
 _KEYS = {"name": str, "splits": dict, "corpus": (dict, type(None)), "commands": list}
 _STAMP = {"file": str, "bytes": int, "sha256": str}

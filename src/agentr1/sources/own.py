@@ -5,6 +5,7 @@ Layer 1. Every column is kept, so that what was written once can be sampled or m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from agentr1.sources.base import (
     optional_text,
     text_of,
     texts_of,
-    unique,
+    whole,
     wrong,
 )
 
@@ -36,11 +37,16 @@ def read(record: Mapping[str, Any], place: str) -> Question:
         raise wrong(record, "hops", place, "a whole number, or missing")
     for name in ("supporting_titles", "gold_ids"):
         texts_of(record, name, place)
-    for name in ("type", "level", "source"):
+    for name in ("type", "level"):
         optional_text(record, name, place)
+    # A row that names no source is of the data set it is read for.
+    dropped = _COLUMNS if optional_text(record, "source", place) else (*_COLUMNS, "source")
+    more = {name: value for name, value in record.items() if name not in dropped}
+    for name, value in more.items():
+        whole(json.dumps(value, ensure_ascii=False, default=repr), name, place)
     return Question(
         id=optional_text(record, "id", place) or "",
         question=text_of(record, "question", place),
-        answers=unique(str(answer).strip() for answer in answers),
-        more={name: value for name, value in record.items() if name not in _COLUMNS},
+        answers=texts_of({"answers": [str(answer) for answer in answers]}, "answers", place),
+        more=more,
     )

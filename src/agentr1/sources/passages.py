@@ -1,8 +1,8 @@
 """Passages of many questions written once each: their ids, and a set of them that stays small.
 
-Layer 1. Ten questions share a passage and a corpus has millions, so what is remembered of one is
-eight bytes. Two different passages of five million are taken for one with a probability below one
-in a million, and then one of them is left out.
+Layer 1. Ten questions share a passage and a corpus has millions, so what is remembered of one is a
+number of eight bytes, for which a set takes up to 24. Two different passages of five million are
+taken for one with a probability below one in a million, and then one of them is left out.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agentr1.retrieval.base import LONG
 from agentr1.sources.base import Context, optional_text, text_of
 from agentr1.sources.lines import LineFile
 from agentr1.sources.records import read_records
-
-LONG = 20_000
-"""Characters from which a passage is counted as long: more than most contexts have room for."""
 
 
 def digest(*texts: str) -> int:

@@ -30,6 +30,7 @@ class Part(NamedTuple):
         n: questions to draw from it; None for all.
         files: where it is read from; none for the Hub.
         corpus: passages that rows of ours name by id.
+        aliases: further answers of official records.
     """
 
     name: str
@@ -37,6 +38,12 @@ class Part(NamedTuple):
     n: int | None
     files: tuple[Path, ...] = ()
     corpus: Path | None = None
+    aliases: Path | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Everything that is read."""
+        return (*self.files, *filter(None, (self.corpus, self.aliases)))
 
 
 class _Wanted(NamedTuple):
@@ -78,7 +85,7 @@ def plan(name: str, splits: Sequence[str], n: int | None, source: str) -> list[P
             "are withheld are not read"
         )
     parts = [
-        Part(member, split, count, tuple(files), _corpus(files))
+        Part(member, split, count, tuple(files), *_beside(member, files))
         for member, split, count, files in there
         if not splits or split in splits
     ]
@@ -106,11 +113,16 @@ def _splits(name: str, only: str | None, source: str) -> Mapping[str, Sequence[P
     return {split: files for split, files in found.items() if only in (None, split)}
 
 
-def _corpus(files: Sequence[Path]) -> Path | None:
+def _beside(name: str, files: Sequence[Path]) -> tuple[Path | None, Path | None]:
+    """The corpus of rows of ours, the aliases of official records."""
     if not files or files[0].suffix == ".parquet":
-        return None
+        return None, None
     _, record = next(read_records(files[0]), ("", {}))
-    return find_corpus(files) if own.is_own(record) else None
+    if own.is_own(record):
+        return find_corpus(files), None
+    aliases = DATA_SETS[name].aliases
+    path = files[0].parent / aliases if aliases else None
+    return None, path if path and path.is_file() else None
 
 
 # Against what the folder holds -----------------------------------------------------------------
@@ -159,7 +171,7 @@ def refuse_own_input(out: Path, parts: Sequence[Part]) -> None:
         ValueError: one is.
     """
     for part in parts:
-        for path in filter(None, (*part.files, part.corpus)):
+        for path in part.paths:
             if path.resolve().parent == out.resolve():
                 raise ValueError(
                     f"--out {out} is where {path.name} is read from; give another --out"
@@ -170,4 +182,4 @@ def _origin(part: Part) -> dict[str, Any]:
     if not part.files:
         dataset = DATA_SETS[part.name]
         return {"hub": dataset.repository, "config": dataset.config, "revision": dataset.revision}
-    return {"files": [stamp_of(path) for path in filter(None, (*part.files, part.corpus))]}
+    return {"files": [stamp_of(path) for path in part.paths]}

@@ -92,7 +92,7 @@ def _texts(path: Path, stream: _Stream) -> Iterator[tuple[str, str]]:
 def _parsed(line: str, place: str) -> Any:
     try:
         return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits is a ValueError
         raise ValueError(
             f"{place}: expected one JSON object a line, got {_short(line.strip())} ({error})"
         ) from error
@@ -175,7 +175,7 @@ class _Text:
         while True:
             try:
                 value, self._at = self._decoder.raw_decode(self._window, self._at)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 if len(self._window) - self._at <= MAX_RECORD and self._cut(error) and self._grow():
                     continue
                 raise ValueError(

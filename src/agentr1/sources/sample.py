@@ -20,9 +20,11 @@ class Sample:
     Args:
         n: rows to keep.
         seed: of the ranks.
+        name: of the data set they are read for.
     """
 
-    def __init__(self, n: int, seed: int) -> None:
+    def __init__(self, n: int, seed: int, name: str) -> None:
+        self.name = name
         self._n = n
         self._seed = str(seed)
         self._heap: list[tuple[int, str]] = []  # (-rank, line): the highest rank comes out first
@@ -39,8 +41,8 @@ class Sample:
             heapq.heapreplace(self._heap, (rank, json.dumps(row)))
 
 
-def mixed(samples: Iterable[Sample]) -> Iterable[dict[str, Any]]:
-    """The rows of all samples by rank, which mixes them evenly."""
-    entries = [entry for sample in samples for entry in sample._heap]
+def mixed(samples: Iterable[Sample]) -> Iterable[tuple[str, dict[str, Any]]]:
+    """The rows of all samples by rank, which mixes them evenly, and what they were read for."""
+    entries = [(*entry, sample.name) for sample in samples for entry in sample._heap]
     entries.sort(reverse=True)
-    return (json.loads(line) for _, line in entries)
+    return ((name, json.loads(line)) for _, line, name in entries)

@@ -34,6 +34,7 @@ class DataSet:
         revision: commit of the repository.
         hub_splits: those with answers, our name to the Hub's.
         files: names of the official files of a split, as patterns, the first to be preferred.
+        aliases: name of the official file of further answers, which may be beside these.
     """
 
     title: str
@@ -45,6 +46,7 @@ class DataSet:
     revision: str
     hub_splits: Mapping[str, str]
     files: Mapping[str, tuple[str, ...]]
+    aliases: str | None = None
 
 
 _TRAIN_DEV = {"train": "train", "dev": "validation"}
@@ -76,6 +78,7 @@ DATA_SETS: Mapping[str, DataSet] = {
         revision="fe713bfbd1afbca1a65246741a75890405d56a3a",
         hub_splits=_TRAIN_DEV,
         files={"train": ("train.json",), "dev": ("dev.json",)},
+        aliases="id_aliases.json",
     ),
     "musique": DataSet(
         title="MuSiQue",

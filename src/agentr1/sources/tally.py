@@ -21,20 +21,20 @@ class RowFile(LineFile):
     Attributes:
         read: questions seen, by data set.
         left_out: questions seen and not written, by data set and reason.
+        written: rows, by data set.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.read: Counter[str] = Counter()
         self.left_out: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self._rows: Counter[str] = Counter()
+        self.written: Counter[str] = Counter()
         self._kinds: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one row and count it."""
-        super().write(record)
-        source = record["source"]
-        self._rows[source] += 1
+    def add(self, record: Mapping[str, Any], source: str) -> None:
+        """Append one row and count it as of a data set."""
+        self.write(record)
+        self.written[source] += 1
         for name in COUNTED:
             if record.get(name) is not None:
                 self._kinds[source, name][str(record[name])] += 1
@@ -43,7 +43,7 @@ class RowFile(LineFile):
         """For the card: the file, and per data set what was read, left out and written."""
         sources = {
             source: {
-                "questions": self._rows[source],
+                "questions": self.written[source],
                 "read": self.read[source],
                 "left_out": dict(self.left_out[source]),
                 **{
@@ -52,6 +52,6 @@ class RowFile(LineFile):
                     if (source, name) in self._kinds
                 },
             }
-            for source in {**self.read, **self._rows}
+            for source in {**self.read, **self.written}
         }
         return self.stamp() | {"questions": len(self), "sources": sources}
