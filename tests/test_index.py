@@ -95,9 +95,25 @@ def test_long_passages_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     passages = [*PASSAGES, PASSAGES[0].__class__("long", "w1", "w2 " * 340_000)]
     corpus = write_corpus(tmp_path / "corpus.jsonl", passages)
     assert main(["index", str(corpus), "--out", str(tmp_path / "index")]) == 0
-    assert "1 passages have more than 10,000 characters, the longest 1,020,000" in (
+    assert "1 passages have 20,000 characters or more, the longest 1,020,000" in (
         capsys.readouterr().out
     )
+
+
+def test_broken_numbers_of_before_are_named(
+    corpus: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "index"
+    assert main(["index", str(corpus), "--out", str(out)]) == 0
+    (out / "quality.json").write_text('{"a"')
+    assert main(["index", str(out), "--questions", str(questions)]) == 2
+    assert "quality.json is broken" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_options_are_not_shortened(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["index", str(corpus), "--ou", "x"])
+    assert "unrecognized arguments: --ou" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,52 @@ def test_rows_of_ours_keep_ids_columns_and_corpus(tmp_path: Path) -> None:
     assert lines_of(tmp_path / "out" / "corpus.jsonl") == [made.passage(3), made.passage(4)]
 
 
+@pytest.mark.parametrize("n", [None, 3])
+def test_rows_of_ours_count_as_what_they_are_read_for_unless_they_say_a_set(
+    tmp_path: Path, n: int | None
+) -> None:
+    sources = ["mine", None, "2wiki", "", "nq"]
+    rows = [made.own(i, source=source) for i, source in enumerate(sources)]
+    write_own(tmp_path / "in", train=[*rows, made.own(9)], dev=[made.own(20, answers=[])])
+    (tmp_path / "in" / "dev.jsonl").unlink()
+    card = prepare("nq", tmp_path / "out", source=str(tmp_path / "in"), n=n)
+    counts = card["splits"]["train"]["sources"]
+    assert {name: count["read"] for name, count in counts.items()} == {"nq": 5, "2wiki": 1}
+    written = lines_of(tmp_path / "out" / "train.jsonl")
+    by_id = {f"q{i}": source or "nq" for i, source in enumerate([*sources, *[None] * 5])}
+    assert all(row["source"] == by_id[row["id"]] for row in written)
+    assert sum(count["questions"] for count in counts.values()) == len(written) == (n or 6)
+    for count in counts.values():
+        assert count["questions"] + sum(count["left_out"].values()) == count["read"]
+    assert card["licences"].keys() == {"nq", "2wiki"}
+
+
+def test_a_split_is_added_to_rows_of_another_source(tmp_path: Path) -> None:
+    train = [made.own(i, source="mine") for i in range(4)]
+    source = str(write_own(tmp_path / "in", train=train, dev=[made.own(2, source="mine")]))
+    for split in ("train", "dev"):
+        card = prepare("nq", tmp_path / "out", splits=[split], source=source)
+    counts = card["splits"]["train"]["sources"]["nq"]
+    assert (counts["questions"], counts["read"], counts["left_out"]) == (3, 4, {"overlap": 1})
+
+
+def test_aliases_beside_the_official_file_are_answers_too(tmp_path: Path) -> None:
+    records = [made.twowiki(i, answer=f"A{i}", answer_id=f"Q{i}") for i in range(3)]
+    write_array(tmp_path / "in" / "dev.json", records)
+    aliases = [
+        {"Q_id": "Q1", "aliases": ["One", "A1"], "demonyms": ["Onish"]},
+        {"Q_id": "Q2", "aliases": [], "demonyms": []},
+    ]
+    path = write_lines(tmp_path / "in" / "id_aliases.json", aliases)
+    card = prepare("2wiki", tmp_path / "out", source=str(tmp_path / "in"))
+    rows = lines_of(tmp_path / "out" / "dev.jsonl")
+    assert [row["answers"] for row in rows] == [["A0"], ["A1", "One", "Onish"], ["A2"]]
+    assert stamp_of(path) in card["splits"]["dev"]["origins"]["2wiki"]["files"]
+    write_lines(path, [{"Q_id": "Q1", "aliases": "One"}])
+    with pytest.raises(ValueError, match=r"id_aliases.json, line 1: 'aliases' must be a list"):
+        prepare("2wiki", tmp_path / "other", source=str(tmp_path / "in"))
+
+
 def test_what_was_written_can_be_read_again(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     prepare("musique", first, source=str(official(tmp_path / "source")))
@@ -142,10 +188,11 @@ def test_the_readme_says_what_the_card_says(tmp_path: Path) -> None:
     )
     text = (out / "README.md").read_text()
     assert json.loads((out / "card.json").read_text()) == card
+    assert card["licences"] == {"2wiki": DATA_SETS["2wiki"].licence}
     for words in (
         "| train | 2wiki | 3 | 12 | 9 not in the sample |",
         "2wiki, type: bridge_comparison 3",
-        "Apache-2.0",
+        DATA_SETS["2wiki"].licence,
         "train.json (sha256 ",
         f"`{card['corpus']['sha256']}`",
         "    agentr1 data 2wiki\n",
@@ -231,6 +278,20 @@ def test_train_questions_that_dev_asks_are_left_out(tmp_path: Path) -> None:
     ]
     assert card["splits"]["train"]["sources"]["hotpotqa"]["left_out"] == {"overlap": 2}
     assert card["splits"]["dev"]["questions"] == 2
+
+
+def test_train_alone_says_that_overlap_was_not_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_own(tmp_path / "in", train=[made.own(i) for i in range(4)], dev=[made.own(2)])
+    out = tmp_path / "out"
+    command = ["data", "hotpotqa", "--source", str(source), "--out", str(out), "--split"]
+    for split, checked in (("train", False), ("dev", True)):
+        assert main([*command, split]) == 0
+        assert ("the folder has neither" in capsys.readouterr().out) is not checked
+        assert ("the folder has neither" in (out / "README.md").read_text()) is not checked
+        card = json.loads((out / "card.json").read_text())
+        assert card["splits"]["train"]["overlap_checked"] is checked
 
 
 @pytest.mark.parametrize("order", [("dev", "train"), ("train", "dev")])

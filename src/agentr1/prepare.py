@@ -326,7 +326,7 @@ def report(card: Mapping[str, Any], out: Path) -> None:
             of = f"of {counts['read']:,} questions"
             print(f"{split:7}{name:10}{counts['questions']:>10,} {of}{told}")
     if card["splits"].get("train", {}).get("overlap_checked") is False:
-        print(f"note: {UNCHECKED}; add them with --split dev test, those there are")
+        print(f"note: {UNCHECKED}; add one with --split if the source has it")
     corpus = card["corpus"]
     print(f"corpus {'':10}{corpus['passages']:>10,} passages" if corpus else "no passages")
     if corpus and corpus["long"]:

@@ -26,6 +26,8 @@ def test_plain_and_gzipped_files_are_read(tmp_path: Path, name: str) -> None:
     ("line", "reason"),
     [
         (b"not json", "expected one JSON object a line, got b'not json"),
+        (b"[" * 100_000, "expected one JSON object a line"),
+        (b'{"id": 1, "n": ' + b"1" * 5000 + b"}", "expected one JSON object a line"),
         (b"[1]", "expected an object with id, title and text"),
         (b'{"id": 1, "title": "x"}', r"'text' must be a text, got None .*\['id', 'title'\]"),
         (b'{"id": 1, "title": 5, "text": ""}', "'title' must be a text, got 5"),

@@ -37,6 +37,13 @@ def test_case_and_punctuation_do_not_matter() -> None:
     assert _found(index, "SILVER, lantern!", 4) == _found(index, "silver lantern", 4)
 
 
+def test_a_letter_is_one_however_it_is_encoded() -> None:
+    passages = [Passage("a", "Beyonce\u0301", "ﬁnal Ｔｏｋｙｏ"), Passage("b", "Other", "thing")]
+    index = Bm25Index(passages)
+    for query in ("Beyoncé", "final", "tokyo"):
+        assert _found(index, query, 2) == ["a"]
+
+
 def test_only_passages_that_share_a_word_come_back() -> None:
     index = Bm25Index(PASSAGES)
     assert _found(index, "Keldora", 4) == ["c", "b"]

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
-from agentr1.retrieval import build, dense, postings
+from agentr1.retrieval import build, dense, memory, postings
 from agentr1.retrieval.base import Index, Passage
 from agentr1.retrieval.bm25 import Bm25Index
 from agentr1.retrieval.build import IndexSettings, build_index
@@ -134,6 +135,63 @@ def test_a_stop_before_the_last_record_is_mended(
     assert open_index(tmp_path / "index").search(QUERIES, 5)
 
 
+def test_two_builders_do_not_share_a_folder(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second says so, whatever the first is doing, and what the first does comes out whole."""
+    second = []
+    write = postings.write_postings
+
+    def meanwhile(folder: Path) -> None:
+        with pytest.raises(RuntimeError, match="another process is writing .*index; wait for it"):
+            build_index(corpus, tmp_path / "index", WORDS)
+        second.append(folder)
+        write(folder)
+
+    monkeypatch.setattr(postings, "write_postings", meanwhile)
+    build_index(corpus, tmp_path / "index", WORDS)
+    assert second
+    assert open_index(tmp_path / "index").search(QUERIES, 5)
+
+
+def _stop_before_postings(corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(postings, "write_postings", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(corpus, folder, WORDS)
+
+
+def test_counts_that_are_gone_are_made_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no part of an index, so nothing else would tell that they are missing."""
+    _stop_before_postings(corpus, tmp_path / "index", monkeypatch)
+    postings.drop_counts(tmp_path / "index" / "bm25")
+    build_index(corpus, tmp_path / "index", WORDS)
+    assert open_index(tmp_path / "index").search(QUERIES, 5)
+
+
+def test_a_build_goes_on_where_the_rest_fits_the_disk(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stop_before_postings(corpus, tmp_path / "index", monkeypatch)
+    there = sum(p.stat().st_size for p in (tmp_path / "index").rglob("*") if p.is_file())
+    left = memory.estimate_need(corpus, words=True).disk - there
+    assert left > 0
+    for free in (left - 1, left):
+        usage = types.SimpleNamespace(free=free)
+        monkeypatch.setattr(memory.shutil, "disk_usage", lambda path, usage=usage: usage)
+        if free < left:
+            with pytest.raises(RuntimeError, match="of disk"):
+                build_index(corpus, tmp_path / "index", WORDS)
+        else:
+            build_index(corpus, tmp_path / "index", WORDS)
+    assert open_index(tmp_path / "index").search(QUERIES, 5)
+
+
 @pytest.mark.slow
 def test_a_killed_build_is_finished_by_the_same_command(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", random_passages(60_000))
@@ -234,9 +292,17 @@ def test_a_compressed_folder_opens(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"schema": 0}, "has schema 0, this version reads 1: build the index again"),
+        ({"schema": 0}, "has schema 0, this version reads 2: build the index again"),
         ({"kind": "sparse"}, "is broken: .* and 'sparse'"),
+        ({"schema": 1}, "has schema 1, this version reads 2"),
         ({"colour": "red"}, "is broken: expected the keys"),
+        ({"files": [1]}, "is broken: 'files' is .1., expected dict"),
+        ({"settings": None}, "is broken: 'settings' is None, expected dict"),
+        ({"complete": "yes"}, "is broken: 'complete' is 'yes', expected bool"),
+        ({"corpus": {}}, "is broken: it lacks name, bytes or sha256 of its corpus"),
+        ({"stages": {}}, "is broken: it lacks the stage of its passages"),
+        ({"stages": {"passages": {}}}, "is broken: it lacks passages, long, longest in the stage"),
+        ({"kind": "dense"}, "is broken: it lacks one of the settings encoder"),
         ({"complete": False}, "is half built"),
     ],
 )

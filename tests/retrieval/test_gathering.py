@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentr1.retrieval import gathering
 from agentr1.retrieval.base import Hit
 from agentr1.retrieval.gathering import Gathered
 from retrieval.indexes import EchoIndex, GatedIndex, echo
@@ -162,6 +163,24 @@ def test_an_error_reaches_all_who_wait_for_that_search_and_nobody_else(
         assert await gathered.find("good", 1) == echo("good", 1)
 
     asyncio.run(ask())
+
+
+def test_without_a_thread_who_waits_is_told_and_the_next_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(function: Callable[[], None]) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def ask() -> None:
+        gathered = Gathered(EchoIndex(), max_batch=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(gathering, "start_daemon", refuse)
+            waiting = (gathered.find(f"q{i}", 1) for i in range(5))
+            results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [str(result) for result in results] == ["can't start new thread"] * 5
+        assert await gathered.find("q", 1) == echo("q", 1)
+
+    asyncio.run(asyncio.wait_for(ask(), 10))
 
 
 def test_an_index_that_loses_a_query_is_an_error_and_no_mix_up() -> None:

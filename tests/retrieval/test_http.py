@@ -163,6 +163,17 @@ def test_something_else_that_answers_there_is_no_retriever() -> None:
         HttpIndex(url).check()
 
 
+def test_something_else_with_a_page_called_health_is_no_retriever() -> None:
+    app = FastAPI()
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    with served(app) as url, pytest.raises(ConnectionError, match="/retrieve .*status 404"):
+        HttpIndex(url).check()
+
+
 def test_a_server_that_hangs_is_given_up() -> None:
     class Slow(EchoIndex):
         def search(self, queries: Any, k: int) -> Any:

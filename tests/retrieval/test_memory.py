@@ -73,6 +73,32 @@ def test_the_beginning_tells_how_many_passages_there_are(
     assert estimate_need(tmp_path / name, words=True).passages == pytest.approx(5000, rel=0.15)
 
 
+def test_other_fields_and_escapes_do_not_count_as_passages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "corpus.jsonl"
+    records = [
+        {"id": f"{n}", "title": "ü", "text": "Слова " * 5, "vector": [0.25] * 60}
+        for n in range(3000)
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.setattr(memory, "_SAMPLE", 500)
+    assert estimate_need(path, words=True).passages == pytest.approx(3000, rel=0.05)
+
+
+def test_a_word_of_every_passage_is_sorted_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_corpus(tmp_path / "corpus.jsonl", random_passages(200))
+    monkeypatch.setattr(memory, "_SAMPLE", 200)
+    size = path.stat().st_size
+    monkeypatch.setattr(memory, "_plain_bytes", lambda corpus: 300_000 * size)
+    need = estimate_need(path, words=True)
+    assert need.passages == 60_000_000
+    # One word of all of them is 60 million postings at once, whatever a block usually is.
+    assert need.memory > 46 * 60_000_000
+
+
 def test_more_takes_more(tmp_path: Path) -> None:
     few = write_corpus(tmp_path / "few.jsonl", random_passages(100))
     many = write_corpus(tmp_path / "many.jsonl", random_passages(5000))

@@ -58,10 +58,11 @@ def test_only_what_bm25s_reads_is_left(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
 
 
-def test_a_corpus_without_words_finds_nothing(tmp_path: Path) -> None:
+def test_a_corpus_without_words_is_refused_in_memory_and_as_a_folder(tmp_path: Path) -> None:
     passages = [Passage("a", "?", "!"), Passage("b", "", "")]
-    index = Bm25Index.open(_build(tmp_path / "bm25", passages), passages)
-    assert index.search(["what", ""], 3) == [[], []]
+    for make in (lambda: _build(tmp_path / "bm25", passages), lambda: Bm25Index(passages)):
+        with pytest.raises(ValueError, match="no passage holds a word, expected letters or digits"):
+            make()
 
 
 def test_a_passage_of_a_megabyte_is_searched_whole(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_no_queries_have_no_results() -> None:
         ({"queries": ["a"], "topk": "3"}, 422, "topk: Input should be a valid integer"),
         ({"queries": ["a"], "topk": -1}, 422, "topk is -1, expected 1 to 5"),
         ({"queries": ["a"], "topk": 6}, 422, "topk is 6, expected 1 to 5"),
+        ({"queries": ["a"] * 3, "topk": 4}, 422, "3 queries of 4 passages are 12, expected at"),
         ({"queries": ["a"] * 4}, 422, "4 queries, expected at most 3; send fewer"),
         ({"queries": ["a" * 21]}, 422, "a query has 21 characters, expected at most 20"),
         ({"queries": ["a"], "padding": "x" * 300}, 413, "longer than 200 bytes"),
@@ -110,7 +111,7 @@ def test_what_is_out_of_bounds_is_refused_with_the_reason(
     body: Any, status: int, words: str
 ) -> None:
     index = EchoIndex()
-    limits = {"max_k": 5, "max_queries": 3, "max_chars": 20, "max_bytes": 200}
+    limits = {"max_k": 5, "max_queries": 3, "max_chars": 20, "max_bytes": 200, "max_hits": 11}
     answer = post(index, body, **limits)
     assert answer.status_code == status, answer.text
     assert words in answer.json()["detail"]
@@ -212,6 +213,31 @@ def test_more_than_may_wait_is_told_to_come_back() -> None:
         assert (await ask(2)).status_code == 200
 
     talk(index, work, max_waiting=2, max_batch=64)
+
+
+def test_a_request_that_takes_too_long_is_given_up_with_all_that_waits_of_it() -> None:
+    index = GatedIndex()
+
+    async def work(client: httpx2.AsyncClient) -> None:
+        late = await client.post("/retrieve", json={"queries": ["a", "b", "c"]})
+        assert late.status_code == 503
+        assert late.headers["retry-after"] == "1"
+        assert "3 queries were not answered within 1 seconds" in late.json()["detail"]
+        index.gate.release(2)
+        assert (await client.post("/retrieve", json={"queries": ["d"]})).status_code == 200
+
+    talk(index, work, max_seconds=1, max_batch=1)
+    assert [queries for queries, _ in index.asked] == [("a",), ("d",)]
+
+
+def test_a_time_limit_of_the_index_itself_is_its_failure() -> None:
+    class Remote(EchoIndex):
+        def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+            raise TimeoutError("its server gave no answer")
+
+    answer = post(Remote(), {"queries": ["a"]})
+    assert answer.status_code == 500
+    assert "its server gave no answer" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,18 @@ def test_a_folder_without_a_card_is_somebody_elses(tmp_path: Path) -> None:
         read_card(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", json.dumps({"schema": SCHEMA + 1})])
+CARD = {"schema": SCHEMA, "name": "nq", "splits": {}, "corpus": None, "commands": []}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "{}", json.dumps({"schema": SCHEMA + 1}), json.dumps({"schema": SCHEMA})),
+        *(json.dumps(CARD | {name: None}) for name in ("name", "splits", "commands")),
+        *(json.dumps(CARD | more) for more in ({"corpus": 3}, {"commands": [4]})),
+        json.dumps(CARD | {"splits": {"train": {"file": "train.jsonl"}}}),
+    ],
+)
 def test_a_strange_card_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "card.json").write_text(text)
     with pytest.raises(ValueError, match=r"card.json .* --force"):

@@ -66,6 +66,12 @@ def test_twowiki_joins_sentences_and_counts_hops_by_kind() -> None:
     assert twowiki.read(listed(made.twowiki(3)), "f") == question
 
 
+def test_twowiki_accepts_the_aliases_of_its_answer() -> None:
+    further = made.twowiki(answer="US", answer_aliases=["USA", "American", "US"])
+    assert twowiki.read(further, "f").answers == ("US", "USA", "American")
+    assert twowiki.read(further | {"answer": ""}, "f").answers == ()
+
+
 def test_musique_lists_its_paragraphs_in_the_order_of_the_hops() -> None:
     question = musique.read(made.musique(4), "f")
     assert question.supporting_titles == ("A4", "B4")
@@ -154,6 +160,8 @@ WRONG: dict[str, tuple[Reader, dict[str, Any], str]] = {
     "text as answers": (nq.read, made.nq(answer="x"), "'answer'"),
     "no mark": (gsm8k.read, made.gsm8k(answer="first\nthen"), "####"),
     "truth as answer": (own.read, made.own(answers=[True]), "'answers'"),
+    "half a surrogate of ours": (own.read, made.own(answers=["\ud83d"]), "surrogate"),
+    "half a surrogate beside": (own.read, made.own(note=["\ud83d"]), "'note' holds half"),
     "text as hops": (own.read, made.own(hops="2"), "'hops'"),
     "text as gold": (own.read, made.own(gold_ids="p1"), "'gold_ids'"),
 }

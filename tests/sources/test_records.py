@@ -84,6 +84,10 @@ def test_a_table_comes_back(tmp_path: Path) -> None:
 
 BROKEN = {
     "no JSON": ("a.jsonl", b'{"a": 1}\n{"a": \n', ["line 2", "one JSON object a line", "{"]),
+    "too deep": ("a.jsonl", b"{}\n" + b"[" * 100_000, ["line 2", "one JSON object a line"]),
+    "too many digits": ("a.jsonl", b'{}\n{"a": ' + b"1" * 5000 + b"}", ["line 2", "one JSON"]),
+    "too deep in an array": ("a.json", b"[{}, " + b"[" * 100_000, ["record 2", "JSON object"]),
+    "too many digits in an array": ("a.json", b"[" + b"1" * 5000 + b"]", ["record 1", "JSON"]),
     "no object": ("a.jsonl", b"{}\n[1]\n", ["line 2", "JSON object", "[1]"]),
     "no UTF-8": ("a.jsonl", b'{}\n{"a": "\xe9"}\n', ["line 2", "byte 7 is 0xe9", "iconv"]),
     "wrong ending": ("a.txt", b"{}\n", [".jsonl", ".csv"]),

@@ -13,11 +13,11 @@ ROWS = [{"id": f"q{i}", "source": "a", "question": "é"} for i in range(60)]
 
 
 def drawn(rows: list[dict], n: int, seed: int = 0) -> list[str]:
-    sample = Sample(n, seed)
+    sample = Sample(n, seed, "a")
     for row in rows:
         sample.offer(row)
     assert len(sample) == min(n, len(rows))
-    return [row["id"] for row in mixed([sample])]
+    return [row["id"] for _, row in mixed([sample])]
 
 
 @given(st.randoms(), st.integers(1, 70), st.integers(0, 3))
@@ -47,10 +47,12 @@ def test_every_row_has_the_same_chance() -> None:
 
 
 def test_two_sets_are_mixed_evenly() -> None:
-    samples = [Sample(500, 0), Sample(500, 0)]
+    samples = [Sample(500, 0, name) for name in "ab"]
     for name, sample in zip("ab", samples, strict=True):
         for i in range(500):
             sample.offer({"id": str(i), "source": name})
-    names = [row["source"] for row in mixed(samples)]
+    drawn = list(mixed(samples))
+    assert all(name == row["source"] for name, row in drawn)
+    names = [name for name, _ in drawn]
     assert len(names) == 1000
     assert 200 < names[:500].count("a") < 300

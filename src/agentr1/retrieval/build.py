@@ -1,7 +1,7 @@
 """Builds an index folder in stages, each of which is done once however often it is interrupted.
 
 Layer 1. Knows the order of the stages and which files each leaves behind, nothing of how they rank.
-    folder/  manifest.json  passages.*  bm25/*  dense/*
+    folder/  manifest.json  passages.*  bm25/*  dense/*  .lock
 """
 
 from __future__ import annotations

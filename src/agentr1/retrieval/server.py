@@ -109,10 +109,11 @@ class _Service:
                 f"{self._waiting} queries are waiting, {count} more would be over the limit of "
                 f"{self.limits.max_waiting}; come back later",
             )
+        limit = asyncio.timeout(self.limits.max_seconds)
         self._waiting += count
         self.meters.waiting.set(self._waiting)
         try:
-            async with asyncio.timeout(self.limits.max_seconds) as limit:
+            async with limit:
                 found = await self._gathered.find_all(asked.queries, self._k(asked))
         except TimeoutError as error:
             if not limit.expired():  # the index's own

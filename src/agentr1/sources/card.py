@@ -17,7 +17,7 @@ REASONS = {
     "not_sampled": "not in the sample",
 }
 """Why a question that was read is not written, in the card's words and in the README's."""
-UNCHECKED = "train questions that dev or test ask too are not left out: neither is here"
+UNCHECKED = "train questions that dev or test ask too were not looked for: the folder has neither"
 
 
 def readme(card: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """2WikiMultiHopQA: HotpotQA's shape with evidence triples, from two to four passages needed.
 
 Layer 1. Reads the records of the official `train.json` and `dev.json` and of the parquet copy on
-the Hub. Further answers are in a file of their own in the release, `id_aliases.json`, and its scorer
-accepts them; who reads that file puts them into a record as `answer_aliases`.
+the Hub. Further answers, which the official scorer accepts, are in a file of their own in the
+release, `id_aliases.json`; who reads that file puts them into a record as `answer_aliases`.
 """
 
 from __future__ import annotations
