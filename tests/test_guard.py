@@ -27,12 +27,13 @@ from agentr1.guard import (
     signals,
 )
 from test_learning import LEARNED, OutcomeOnly, guesser, won  # noqa: F401 (a fixture)
-from trainers import make_trainer, planned
+from trainers import ROWS, make_trainer, planned, silent_reward
 
 ALARM = Alarm("entropy", 0.0, 1.0, "given by the test")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 TOO_MANY = tuple(range(1, MOST_ANSWERS + 2))
 SAVING = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+PLATEAU = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1}
 
 
 class AlarmAt(TrainerCallback):
@@ -136,6 +137,13 @@ def test_a_record_becomes_the_signals_it_has() -> None:
         ({**SAVING, "save_only_model": True}, "save_only_model"),
         ({**SAVING, "logging_strategy": "no"}, "logging_strategy"),
         ({**SAVING, "gradient_accumulation_steps": 2, "steps_per_generation": 1}, "inside an"),
+        ({**SAVING, **PLATEAU}, "'reduce_lr_on_plateau' has none"),
+        ({**SAVING, **PLATEAU, "lr_scheduler_type": "greedy"}, "'greedy' has none"),
+        ({**SAVING, "save_total_limit": 1}, "save_total_limit=1 keeps 0 beside the newest"),
+        ({"save_strategy": "epoch", "save_total_limit": 1}, "save_total_limit=1"),
+        ({**SAVING, "save_total_limit": 3}, "36 steps old or older, but save_total_limit=3"),
+        ({**SAVING, "save_total_limit": 3, "logging_steps": 18}, "180 steps old or older"),
+        ({**SAVING, "save_total_limit": 3, "num_iterations": 2}, "72 steps old or older"),
     ],
 )
 def test_what_rolling_back_needs_is_asked_for_at_the_start(
@@ -145,10 +153,57 @@ def test_what_rolling_back_needs_is_asked_for_at_the_start(
         make(collapse_guard="roll_back", **settings)
 
 
-def test_checkpoints_that_are_gone_too_soon_are_refused(make: Callable[..., Any]) -> None:
-    trainer = make(collapse_guard="roll_back", **SAVING | {"save_total_limit": 3})
-    with pytest.raises(ValueError, match="save_total_limit=3"):
+def test_the_best_checkpoint_takes_one_of_the_limit(make: Callable[..., Any]) -> None:
+    saving = SAVING | {"save_steps": 36, "save_total_limit": 2}
+    make(collapse_guard="roll_back", **saving)
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 36}
+    with pytest.raises(ValueError, match="save_total_limit=2 keeps 0 beside the newest and the be"):
+        make(collapse_guard="roll_back", **saving, **best)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"save_steps": 0.25}, True),  # of four steps
+        ({"save_strategy": "epoch"}, True),  # four steps
+        ({"save_strategy": "best", "metric_for_best_model": "eval_reward"}, False),
+    ],
+)
+def test_checkpoints_that_are_gone_too_soon_are_refused_where_a_run_begins(
+    make: Callable[..., Any], settings: dict[str, Any], refused: bool
+) -> None:
+    trainer = make(collapse_guard="roll_back", **SAVING | {"save_total_limit": 3} | settings)
+    if refused:
+        with pytest.raises(ValueError, match="save_total_limit=3 keeps 2"):
+            trainer.train()
+    else:
         trainer.train()
+
+
+def test_no_rate_is_lowered_of_a_schedule_without_one(make: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="lower_lr lowers the rate of a schedule"):
+        make(collapse_guard="lower_lr", **PLATEAU)
+
+
+@pytest.mark.parametrize(
+    ("plans", "share"), [(([1.0], [0.0]), 0.0), (([1.0], [1.0]), 1.0), (([1.0], [0.0], [0.0]), 0.5)]
+)
+def test_a_group_whose_turns_are_paid_differently_is_not_silent(
+    tmp_path: Path, make_model: Callable[..., Any], tokenizer: Any, plans: Any, share: float
+) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        make_model(),
+        tokenizer,
+        rewards=silent_reward,
+        settings={"max_steps": 2},
+        env_factory=planned(*plans, *plans[2:]),
+    )
+    trainer.train()
+    record = trainer.state.log_history[1]
+    assert record["frac_reward_zero_std"] == 1.0  # TRL's, of outcomes alone
+    assert record["guard/silent_groups"] == share
+    assert "guard/silent_groups" not in trainer.state.log_history[0]  # of the batch before
 
 
 def test_warning_changes_nothing(make: Callable[..., Any]) -> None:
@@ -176,7 +231,7 @@ def test_lowering_halves_the_rest_of_the_schedule_and_survives_a_resume(
     resumed = make(collapse_guard="lower_lr", **SAVING)
     resumed.train(resume_from_checkpoint=str(Path(first.args.output_dir) / "checkpoint-2"))
     assert rates_of(resumed) == pytest.approx(expected)
-    assert resumed._guard._answers == 1
+    assert resumed._guard._lowered == 1
     assert equal(weights_of(resumed), weights_of(first))
 
 
@@ -237,6 +292,78 @@ def test_it_goes_further_back_when_the_run_collapses_again_at_once(
     assert "checkpoint-3 the" in said
 
 
+def test_what_it_goes_back_to_outlives_a_limit_of_two(
+    tmp_path: Path, make_model: Callable[..., Any], tokenizer: Any, capsys: Any
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
+    alone = {"algorithm": "reinforce++", "num_generations": 1, "per_device_train_batch_size": 12}
+    trainer = make_trainer(
+        tmp_path,
+        make_model(),
+        tokenizer,
+        rows=ROWS * 2,
+        settings={"max_steps": 38, "collapse_guard": "roll_back", **saving, **alone},
+        env_factory=planned([0.0]),
+    )
+    there: dict[int, set[str]] = {}
+
+    class Alarms(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            there[state.global_step] = {path.name for path in tmp_path.glob("*-*")}
+            if state.global_step in (25, 33, 36):
+                trainer._guard._alarm = ALARM
+
+    trainer.add_callback(Alarms())
+    trainer.train()
+    said = capsys.readouterr().out
+    assert "step 25: weights and optimizer are those of" in said
+    assert there[25] == {"checkpoint-10", "checkpoint-20"}
+    assert there[26] == {"checkpoint-10", "checkpoint-26"}  # that of the collapse had to go
+    assert f"step 33: weights and optimizer are those of {tmp_path}/checkpoint-26 " in said
+    assert there[33] == {"checkpoint-26", "checkpoint-30"}
+    assert there[34] == {"checkpoint-26", "checkpoint-34"}
+    assert f"step 36: weights and optimizer are those of {tmp_path}/checkpoint-26 " in said
+    assert there[37] == {"checkpoint-26", "checkpoint-37"}
+
+
+@pytest.mark.parametrize("alarm", [4, 6])
+def test_a_return_is_saved_where_the_run_can_be_resumed(
+    make: Callable[..., Any], alarm: int
+) -> None:
+    two = {"steps_per_generation": 2, "max_steps": 10, **SAVING, "save_steps": 2}
+    whole = make(alarms=(alarm,), collapse_guard="roll_back", **two | {"save_steps": 4})
+    whole.train()
+    folder = Path(whole.args.output_dir)
+    assert {path.name for path in folder.glob("checkpoint-*")} == {
+        *("checkpoint-4", "checkpoint-8", "checkpoint-10"),
+        f"checkpoint-{alarm + 2}",  # not in the middle of the batch
+    }
+    resumed = make(collapse_guard="roll_back", **two)
+    resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{alarm + 2}"))
+    assert equal(weights_of(whole), weights_of(resumed))
+
+
+def test_later_checkpoints_are_put_aside(make: Callable[..., Any]) -> None:
+    trainer = make(alarms=(4,), max_steps=6, collapse_guard="roll_back", **SAVING)
+    trainer._guard._old = lambda: [9, 2, 1]  # the ninth has not been saved
+    trainer.train()
+    folder = Path(trainer.args.output_dir)
+    kept = {"checkpoint-1", "checkpoint-2", "checkpoint-5", "checkpoint-6"}
+    assert {path.name for path in folder.glob("*-*")} == {*kept, "collapsed-3", "collapsed-4"}
+    assert trainer._guard._saved == [(1, 1), (2, 2), (5, 2), (6, 106)]  # five is a copy of two
+
+
+def test_it_is_the_returns_that_are_counted(make: Callable[..., Any], capsys: Any) -> None:
+    saving = SAVING | {"save_steps": 6, "max_steps": 8}
+    trainer = make(alarms=TOO_MANY, collapse_guard="roll_back", **saving)
+    trainer._guard._suspect = 0  # the sixth, just saved, will do
+    trainer.train()
+    said = capsys.readouterr().out
+    assert said.count("no checkpoint is old enough") == MOST_ANSWERS
+    assert said.count("weights and optimizer are those of") == 1
+    assert said.count("the learning rate is") == MOST_ANSWERS
+
+
 def test_a_run_that_collapses_too_often_ends(make: Callable[..., Any]) -> None:
     trainer = make(alarms=TOO_MANY, max_steps=8, collapse_guard="roll_back", **SAVING)
     with pytest.raises(RuntimeError, match=f"after {MOST_ANSWERS} returns"):
@@ -259,8 +386,9 @@ def test_a_resumed_run_knows_what_the_guard_knew(make: Callable[..., Any]) -> No
     resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-3"))
     states = [t.state.stateful_callbacks["CollapseGuard"] for t in (whole, resumed)]
     for state in states:  # what a batch did is measured in the next, which a resumed run lacks
-        for seen in state["judge"]["recent"] + state["judge"]["past"]:
+        for seen in state["judge"]["records"]:
             seen.pop("displacement", None)
+            seen.pop("silent groups", None)
     assert json.loads(json.dumps(states[0])) == json.loads(json.dumps(states[1]))
     assert equal(weights_of(whole), weights_of(resumed))
 

@@ -1,7 +1,8 @@
 """Checkpoints that are complete whenever they bear their name.
 
-Layer 5. transformers writes a checkpoint file by file into its final folder; a run killed there
-leaves one that looks whole and is not. Knows the Trainer's way of saving, nothing of rollouts.
+Layer 6. transformers writes a checkpoint file by file into its final folder; a run killed there
+leaves one that looks whole and is not. One of weights that collapsed bears another name. Knows the
+Trainer's way of saving, nothing of rollouts.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 _ASIDE = "_incomplete"
 """Checkpoints are written in this folder and moved out when complete."""
+_COLLAPSED = "collapsed"
+"""In the place of `checkpoint`: nothing resumes from such a folder or goes back to it."""
 
 
 class WholeCheckpoints(Trainer):
@@ -47,7 +50,10 @@ class WholeCheckpoints(Trainer):
                 final.rename(aside.parent / f"old-{final.name}")
             aside.rename(final)
             best = self.state.best_model_checkpoint
-            for old in surplus(final.parent, self.args.save_total_limit, best):
+            limit = self.args.save_total_limit
+            for old in surplus(final.parent, limit, best):
+                old.rename(aside.parent / f"old-{old.name}")
+            for old in surplus_collapsed(final.parent, limit):
                 old.rename(aside.parent / f"old-{old.name}")
             shutil.rmtree(aside.parent)
         self.accelerator.wait_for_everyone()
@@ -64,3 +70,43 @@ def surplus(folder: Path, limit: int | None, best: str | None) -> list[Path]:
     kept = {found[-1], Path(best) if best else found[-1]}
     count = len(found) - max(limit, len(kept))
     return [path for path in found if path not in kept][: max(0, count)]
+
+
+def put_aside(folder: Path, after: int, best: str | None) -> None:
+    """Rename the checkpoints of later steps, those of weights that collapsed.
+
+    Args:
+        folder: of the run.
+        after: step of the checkpoint that the run went back to.
+        best: the checkpoint that stays because it was evaluated best, if any.
+    """
+    for step, path in _numbered(folder, PREFIX_CHECKPOINT_DIR):
+        if step > after and path != Path(best or ""):
+            aside = folder / f"{_COLLAPSED}-{step}"
+            shutil.rmtree(aside, ignore_errors=True)  # of a run that was resumed before that step
+            path.rename(aside)
+
+
+def surplus_collapsed(folder: Path, limit: int | None) -> list[Path]:
+    """The oldest of those put aside, as far as all checkpoints together exceed the limit."""
+    if limit is None or limit <= 0:
+        return []
+    found = [path for _, path in _numbered(folder, _COLLAPSED)]
+    room = limit - len(_numbered(folder, PREFIX_CHECKPOINT_DIR))
+    return found[: max(0, len(found) - max(0, room))]
+
+
+def _numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:
+    found = [(path.name.rpartition("-")[2], path) for path in folder.glob(f"{prefix}-*")]
+    return sorted((int(step), path) for step, path in found if step.isdigit())
+
+
+def between_batches(args: TrainingArguments, state: TrainerState) -> bool:
+    """True where the next step generates afresh; always with one optimizer step per batch.
+
+    A batch that was begun is not in a checkpoint, and a run resumed in its middle would draw
+    another.
+    """
+    given: Any = args
+    micro_batches = (given.steps_per_generation or 1) * given.num_iterations
+    return state.global_step * args.gradient_accumulation_steps % micro_batches == 0

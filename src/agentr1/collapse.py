@@ -2,15 +2,22 @@
 
 Layer 1: no tensors, no files, no trainer; `guard.py` feeds it and acts on what it finds. One
 observation is one logged record of training. Every signal is judged against its own past in this
-run, because no level of it is healthy everywhere: the median of what was seen while the run was
-well, and its noise, the median change from one observation to the next (a trend does not widen
-it). A signal departs where it is off by more than `MARGIN` noises and by more than a floor, and
-there is an alarm when one departs `RECENT` times in a row: what a single bad batch does is noise.
+run, because no level of it is healthy everywhere. Two conditions make an alarm:
+
+- the rule of the signal, below, holds for each of the last `RECENT` records: what a single bad
+  batch does is noise;
+- it holds for the mean of as many records as hold `GROUPS` groups, too, and that is off the past's
+  level by more than `MARGIN` standard errors. All numbers depend on which rows were drawn: with one
+  group a record, three records say nothing. (Displacement is measured on as many rows of every
+  batch: three will do.) The standard deviation is told from the changes between one record and the
+  next, so a trend does not widen it.
 
 Ordinary learning moves the same numbers: a policy that gets good has little entropy and mostly
 groups without variance. So what success explains is no alarm. A policy is `earning` when its reward
 is above where the run began, or in the upper fifth of what episodes were ever paid, and has not
-been lost: fallen a quarter of the way from its best. The rules, each with its reason:
+been lost: fallen from the best mean it had by a quarter of what that was above the least, and by
+`MARGIN` standard errors. The best of many means is above what it is a mean of; the margin is wide
+enough for that. The rules, each with its reason:
 
 - displacement: below zero and its past by 0.1 nats per token, whatever the reward. An update makes
   what it rewards likelier; where that fails again and again, likelihood drains away before the
@@ -19,35 +26,49 @@ been lost: fallen a quarter of the way from its best. The rules, each with its r
   explores nothing; one that is paid for what it says has learned.
 - entropy, rising: above twice its past and by 0.5 nats, with the reward lost. The policy dissolves
   into noise; as long as it holds its reward, it explores.
-- silent groups: 80% of the groups are without variance, and the reward is lost, or they are 20%
-  more than before and the policy is not earning. At a low reward no gradient is left; at a high one
-  the task is solved.
+- silent groups: 80% of the groups are without variance, and the reward is lost, or they are a fifth
+  of all groups more than before and the policy is not earning. At a low reward no gradient is left;
+  at a high one the task is solved.
 - turns: all episodes end after one turn, 0.3 fewer than before, or at the limit, a tenth of it more
   than before, and not earning. The policy stopped using its tools, or stopped answering.
-- invalid calls: half of the calls are mistakes, 25% more than before, whatever the reward. No
-  ordinary learning makes calls worse, and a reward that pays for it is being exploited.
+- invalid calls: half of the calls are mistakes, a quarter of all calls more than before, whatever
+  the reward. No ordinary learning makes calls worse, and a reward that pays for it is exploited.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
-from statistics import fmean, median
+from math import ceil, isfinite, sqrt
+from statistics import fmean
 from typing import Any, NamedTuple
 
 RECENT = 3
 """Departures in a row that make an alarm."""
+GROUPS = 36
+"""Groups of rollouts whose means are judged."""
 WARM_UP = 10
 """Observations of a signal before it is judged."""
 MEMORY = 100
 """Observations that make up the past."""
-MARGIN = 3.0
-"""Noises off the past; `RECENT` in a row are further than chance goes."""
+MARGIN = 5.5
+"""Standard errors off the past: further than chance goes in a run of some hundred records."""
+SPIKES = 0.1
+"""Share of a signal's extremes that say nothing of its level and noise: single updates go astray.
+Rewards have none: where successes are rare, they are all that rewards consist of."""
 COOL_DOWN = 10
 """Observations after an alarm that are neither judged nor remembered, while the answer works."""
-_NORMAL = 1.4826 / 2**0.5  # from the median change of normal noise to its standard deviation
+
+
+def records_judged(groups: float) -> int:
+    """Records whose means are judged, of so many groups each."""
+    return max(RECENT, ceil(GROUPS / groups))
+
+
+def records_suspect(judged: int) -> int:
+    """Records before an alarm in which the run may have been collapsing already."""
+    return max(WARM_UP, 2 * judged)
 
 
 @dataclass(frozen=True)
@@ -57,7 +78,7 @@ class Alarm:
     Attributes:
         signal: its name in `RULES`.
         value: the latest.
-        past: median of the healthy phase.
+        past: level of the healthy phase.
         meaning: what the two say, in words.
     """
 
@@ -71,16 +92,17 @@ class Alarm:
 
 
 class Past(NamedTuple):
-    """Level, noise and least value of a signal while the run was well."""
+    """A signal while the run was well.
+
+    Attributes:
+        level: mean without the extremes.
+        least: value.
+        margin: how far chance goes from the level.
+    """
 
     level: float
-    noise: float
     least: float
-
-    @property
-    def margin(self) -> float:
-        """How far chance goes."""
-        return MARGIN * self.noise
+    margin: float
 
 
 class Standing(NamedTuple):
@@ -95,10 +117,27 @@ class Standing(NamedTuple):
     lost: bool
 
 
-def past_of(values: list[float]) -> Past:
-    """Of at least two observations in order."""
-    changes = [abs(b - a) for a, b in zip(values, values[1:], strict=False)]
-    return Past(median(values), _NORMAL * median(changes), min(values))
+def level(values: Sequence[float]) -> float:
+    """Mean of observations without the highest and the lowest tenth of them."""
+    cut = int(SPIKES * len(values))
+    return fmean(sorted(values)[cut : len(values) - cut])
+
+
+def noise(values: Sequence[float], spikes: float = 0.0) -> float:
+    """Standard deviation of at least two observations in order, whatever their trend.
+
+    Args:
+        values: observations.
+        spikes: share of the changes, the largest, that count no more than the largest of the rest.
+    """
+    changes = sorted(abs(b - a) for a, b in zip(values, values[1:], strict=False))
+    most = changes[ceil((1 - spikes) * len(changes)) - 1]
+    return sqrt(fmean([min(change, most) ** 2 for change in changes]) / 2)
+
+
+def errors(*counts: int) -> float:
+    """`MARGIN` standard errors of the difference of two means, in standard deviations."""
+    return MARGIN * sqrt(sum(1 / count for count in counts))
 
 
 def displaced(value: float, past: Past, standing: Standing, limit: int) -> str | None:
@@ -161,16 +200,21 @@ class Judge:
 
     Args:
         max_turns: limit of an episode.
+        judged: records whose means are judged, see `records_judged`.
     """
 
-    def __init__(self, max_turns: int) -> None:
+    def __init__(self, max_turns: int, judged: int = RECENT) -> None:
         self._limit = max_turns
-        self._past: list[dict[str, float]] = []
-        self._recent: list[dict[str, float]] = []
+        self._judged = judged
+        self._records: list[dict[str, float]] = []
         self._cooling = 0
         self._paid: list[float] = []  # least and most of an episode or an observation
-        self._start: float | None = None
+        self._start: float | None = None  # mean rewards of `_span` records
         self._best: float | None = None
+
+    @property
+    def _span(self) -> int:
+        return max(WARM_UP, self._judged)
 
     def scale(self, rewards: Iterable[float]) -> None:
         """Tell what single episodes were paid: a mean reward is high or low among those."""
@@ -181,57 +225,68 @@ class Judge:
         """Take one record of training.
 
         Args:
-            reward: mean over its episodes.
+            reward: mean over its episodes. A record without a number says nothing.
             signals: those of `RULES` that it has.
 
         Returns:
-            The first signal that has departed `RECENT` times in a row.
+            The first signal that has left its past.
         """
+        if not isfinite(reward):
+            return None
         self.scale([reward])
         if self._cooling:
             self._cooling -= 1
             return None
         finite = {name: value for name, value in signals.items() if isfinite(value)}
-        self._recent.append({"reward": reward} | finite)
-        if len(self._recent) < RECENT:
-            return None
+        self._remember({"reward": reward} | finite)
+        standing = self._standing()
         for name in RULES:
-            alarm = self._alarm(name)
+            alarm = self._alarm(name, standing)
             if alarm is not None:
-                self._recent.clear()  # none of it belongs to the healthy past
+                del self._records[-self._window(name) :]  # none of it belongs to the healthy past
                 self._cooling = COOL_DOWN
                 return alarm
-        self._remember(self._recent.pop(0))
         return None
 
     def _remember(self, seen: dict[str, float]) -> None:
-        self._past = [*self._past, seen][-MEMORY:]
-        rewards = [past["reward"] for past in self._past]
-        if self._start is None and len(rewards) == WARM_UP:
-            self._start = median(rewards)
-        level = median(rewards[-WARM_UP:])
-        self._best = level if self._best is None else max(self._best, level)
+        self._records = [*self._records, seen][-(MEMORY + self._judged) :]
+        rewards = [record["reward"] for record in self._records]
+        if self._start is None and len(rewards) == self._span:
+            self._start = fmean(rewards)
+        settled = rewards[: -self._judged][-self._span :]
+        if len(settled) == self._span:
+            mean = fmean(settled)
+            self._best = mean if self._best is None else max(self._best, mean)
 
-    def _alarm(self, name: str) -> Alarm | None:
-        values = [past[name] for past in self._past if name in past]
-        if self._start is None or len(values) < WARM_UP:
+    def _window(self, name: str) -> int:
+        return RECENT if name == "displacement" else self._judged
+
+    def _alarm(self, name: str, standing: Standing) -> Alarm | None:
+        count, rule = self._window(name), RULES[name]
+        values = [seen[name] for seen in self._records[:-count][-MEMORY:] if name in seen]
+        latest = [seen[name] for seen in self._records[-count:] if name in seen]
+        if len(values) < WARM_UP or any(name not in seen for seen in self._records[-RECENT:]):
             return None
-        past, standing, meaning = past_of(values), self._standing(), None
-        for seen in self._recent:
-            meaning = RULES[name](seen[name], past, standing, self._limit) if name in seen else None
-            if meaning is None:
-                return None
-        return Alarm(name, self._recent[-1][name], past.level, str(meaning))
+        past = Past(level(values), min(values), margin=0.0)
+        if not all(rule(value, past, standing, self._limit) for value in latest[-RECENT:]):
+            return None
+        past = past._replace(margin=noise(values, SPIKES) * errors(len(latest), len(values)))
+        meaning = rule(fmean(latest), past, standing, self._limit)
+        return Alarm(name, latest[-1], past.level, meaning) if meaning else None
 
     def _standing(self) -> Standing:
-        """Lost is what all recent rewards are below; gains show in the mean of twice as many."""
-        assert self._start is not None  # the caller has checked that the warm-up is over
-        assert self._best is not None
-        before, now = ([seen["reward"] for seen in part] for part in (self._past, self._recent))
-        past, mean = past_of(before), fmean([*before[-RECENT:], *now])
+        """Gains show in the mean of twice as many records as losses."""
+        rewards = [seen["reward"] for seen in self._records]
+        before, now = rewards[: -self._judged], rewards[-self._judged :]
+        if self._start is None or self._best is None or len(before) < WARM_UP:  # not known yet
+            return Standing(earning=True, lost=False)
         least, most = self._paid
-        lost = max(now) < self._best - max(past.margin, 0.25 * (self._best - least))
-        learned = mean > self._start + max(past.noise, 0.1 * (most - least))
+        spread = noise(before)
+        fall = spread * errors(self._judged, self._span)
+        lost = max(now[-RECENT:]) < self._best - 0.25 * (self._best - least)
+        lost = lost and fmean(now) < self._best - fall
+        mean = fmean(rewards[-2 * self._judged :])
+        learned = mean > self._start + max(spread, 0.1 * (most - least))
         high = mean > least + 0.8 * (most - least)
         return Standing(not lost and (learned or high), lost)
 
@@ -241,10 +296,14 @@ class Judge:
 
     def state(self) -> dict[str, Any]:
         """Everything it knows, as JSON."""
-        known = {name: value for name, value in vars(self).items() if name != "_limit"}
+        known = {name: value for name, value in vars(self).items() if name not in _GIVEN}
         return {name.lstrip("_"): copy.deepcopy(value) for name, value in known.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on where another judge of the same limit was when it gave its `state()`."""
+        """Go on where another judge of the same arguments was when it gave its `state()`."""
         for name, value in state.items():
             setattr(self, f"_{name}", value)
+
+
+_GIVEN = ("_limit", "_judged")
+"""Attributes of a judge that are its arguments."""

@@ -16,7 +16,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from agentr1.algorithms import algorithm as find_algorithm
-from agentr1.credit_config import OF_THE_CRITIC, CreditConfig
+from agentr1.credit_config import OF_THE_CRITIC, CreditConfig, check_guard
 from agentr1.rollout import Limits
 
 TRLS_SAMPLING_MODE = "sequence_mask"
@@ -254,7 +254,7 @@ class AgentConfig(CreditConfig, GRPOConfig):
                 "an episode; set a number that fits the model's context, 1024 for example"
             )
         self._check_sampling()
-        self._check_guard()
+        check_guard(self)
         self._check_vllm()
         self._check_processes()
 
@@ -275,30 +275,6 @@ class AgentConfig(CreditConfig, GRPOConfig):
             raise ValueError(
                 f"algorithm {self.algorithm!r} needs the greedy episode of each group, which "
                 f"spare_rollouts={self.spare_rollouts} may cut as a straggler; set it to 0"
-            )
-
-    def _check_guard(self) -> None:
-        """Refuse a collapse guard that could not do what it is asked to."""
-        response, window = self.collapse_guard, self.gradient_accumulation_steps
-        if response in ("lower_lr", "roll_back") and self.logging_strategy == "no":
-            raise ValueError(
-                f"collapse_guard {response} reads what is logged, but logging_strategy is 'no'; "
-                "set logging_steps, or collapse_guard: warn"
-            )
-        if response != "roll_back":
-            return
-        if self.save_strategy == "no" or self.save_only_model:
-            raise ValueError(
-                "collapse_guard roll_back needs checkpoints with the optimizer's state, got "
-                f"save_strategy={str(self.save_strategy)!r}, save_only_model="
-                f"{self.save_only_model}; set save_strategy: steps and save_only_model: false"
-            )
-        if (self.steps_per_generation or 1) * self.num_iterations % window:
-            raise ValueError(
-                "collapse_guard roll_back goes back between two generation batches, but with "
-                f"steps_per_generation x num_iterations = {self.steps_per_generation} x "
-                f"{self.num_iterations} one begins inside an optimizer step of {window}; make "
-                "it a multiple of gradient_accumulation_steps"
             )
 
     @property

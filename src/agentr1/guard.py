@@ -2,9 +2,10 @@
 
 Layer 6: a callback of the Trainer and two calls of `AgentTrainer` around each generation batch.
 What is a collapse is judged in `collapse.py`, from logged metrics, which are the same on every
-process, so every process decides alike. The guard adds one metric of its own, the likelihood
-displacement of rewarded tokens: a forward pass over a few rows of the batch before. Knows tensors
-and the Trainer's checkpoints, nothing of turns.
+process, so every process decides alike. The guard adds two metrics of its own about the batch
+before: the share of its silent groups, those whose rollouts differ neither in outcome nor in the
+rewards of turns, and the likelihood displacement of rewarded tokens, a forward pass over a few
+rows. Knows tensors and the Trainer's checkpoints, nothing of turns.
 
 The step counter goes on when weights go back: steps, seeds, rows, checkpoints and learning-rate
 schedule keep their order, so `--resume` needs to know nothing. Weights and optimizer state are
@@ -26,15 +27,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from agentr1.collapse import COOL_DOWN, Alarm, Judge
+from agentr1.checkpoints import between_batches, put_aside
+from agentr1.collapse import COOL_DOWN, Alarm, Judge, records_suspect
+from agentr1.credit_config import check_kept, guard_window
 from agentr1.displacement import Rewarded, displacement, rewarded_rows
+from agentr1.refill import PlayedBatch
 
 FACTOR = 0.5
 """Of the learning rate, at every answer to an alarm."""
 MOST_ANSWERS = 5
-"""Answers of one run: after as many, lower_lr only warns and roll_back stops the run."""
-SUSPECT = 10
-"""Observations before an alarm in which the run may have been collapsing already."""
+"""Of one run: the rate is lowered so often, and after as many returns the run stops."""
 _ACTING = ("lower_lr", "roll_back")
 _FEW_CALLS = 0.1  # per episode: of fewer, a share says nothing
 _KEY = "CollapseGuard"
@@ -103,6 +105,7 @@ class CollapseGuard(TrainerCallback):
     Contact with TRL 1.16 and transformers, through the trainer it is handed:
 
     - `_get_per_token_logps_and_entropies`, `_log_metric`: private calls.
+    - `_episodes`, `_reward_table`, `_silent` of `AgentTrainer`: the batch before.
     - `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_scaler`: private calls, what
       the Trainer calls to resume, here in the middle of a run.
     - `state.stateful_callbacks`: written, as the Trainer does for an `ExportableState`. That class
@@ -116,13 +119,16 @@ class CollapseGuard(TrainerCallback):
     def __init__(self, config: Any) -> None:
         self._response: str = config.collapse_guard
         self._adds_process_rewards = config.process_credit == "turn"  # else they are in the reward
-        self._judge = Judge(config.max_turns)
+        window = guard_window(config)
+        self._judge = Judge(config.max_turns, window)
+        self._suspect = records_suspect(window)
         self._rows: Rewarded | None = None
         self._alarm: Alarm | None = None
-        self._answers = 0
+        self._lowered = self._returns = 0
         self._seen = 0
-        self._saved: list[tuple[int, int]] = []  # step of a checkpoint, observations before it
-        self._returned = (0, 0)  # to the checkpoint of this step, after so many observations
+        self._saved: list[tuple[int, int]] = []  # step of a checkpoint, records before its weights
+        self._returned = (0, 0)  # to the checkpoint of this step, after so many records
+        self._copied: int | None = None  # records before the weights gone back to, till saved again
 
     def on_train_begin(
         self,
@@ -139,7 +145,7 @@ class CollapseGuard(TrainerCallback):
         found: Any = state.stateful_callbacks
         if state.global_step and _KEY in found:
             self._load(found[_KEY])
-            self._note_checkpoint(state)
+            self._note_checkpoint(args, state)
 
     def on_log(
         self,
@@ -170,7 +176,12 @@ class CollapseGuard(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Put what was done since the last record where the next checkpoint takes it from."""
+        """Ask for a checkpoint after a return, so that `--resume` does not find a collapsed one.
+
+        What was done since the last record goes where a checkpoint takes it from.
+        """
+        if self._copied is not None and between_batches(args, state):
+            control.should_save = True
         self._keep(state)
 
     def on_save(
@@ -181,7 +192,7 @@ class CollapseGuard(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Remember when the checkpoint was written."""
-        self._note_checkpoint(state)
+        self._note_checkpoint(args, state)
 
     def before_generation(self, trainer: Any) -> None:
         """Answer an alarm, and measure what the update did to the batch before.
@@ -200,6 +211,7 @@ class CollapseGuard(TrainerCallback):
                 self._answer(trainer, self._alarm)
             self._alarm = None
         if self._rows is not None:
+            trainer._log_metric("guard/silent_groups", silent_share(trainer))
             moved = displacement(trainer, self._rows)
             if moved is not None:
                 trainer._log_metric("guard/displacement", moved)
@@ -220,66 +232,96 @@ class CollapseGuard(TrainerCallback):
         return self._response in _ACTING
 
     def _answer(self, trainer: Any, alarm: Alarm) -> None:
-        rolls_back, done = self._response == "roll_back", []
-        if self._answers == MOST_ANSWERS:
-            if rolls_back:
+        done = []
+        if self._response == "roll_back":
+            if self._returns == MOST_ANSWERS:
                 raise RuntimeError(
                     f"training collapsed again after {MOST_ANSWERS} returns to a healthy "
                     f"checkpoint: {alarm}; checkpoints are in {trainer.args.output_dir}, start "
                     "from one with another learning_rate or beta, or with other rewards"
                 )
-            return
-        self._answers += 1
-        checkpoint = self._healthy(trainer.args) if rolls_back else None
-        if checkpoint is not None:
-            load_weights_and_optimizer(trainer, checkpoint)
-            self._judge.resume()
-            self._rows = None  # what the collapsed policy sampled says nothing about this one
-            trainer.control.should_save = True  # so that --resume does not find a collapsed one
-            done.append(f"weights and optimizer are those of {checkpoint}")
-        elif rolls_back:
-            done.append("no checkpoint is old enough to be healthy, so the weights stay")
-        rate = lower_learning_rate(trainer.optimizer, trainer.lr_scheduler)
-        done.append(f"the learning rate is {rate:.3g}")
-        trainer.accelerator.print(f"collapse guard, step {trainer.state.global_step}:", *done)
+            checkpoint = self._healthy(trainer.args)
+            if checkpoint is None:
+                done.append("no checkpoint is old enough to be healthy, so the weights stay")
+            else:
+                self._go_back(trainer, checkpoint)
+                done.append(f"weights and optimizer are those of {checkpoint}")
+        if self._lowered < MOST_ANSWERS:
+            self._lowered += 1
+            rate = lower_learning_rate(trainer.optimizer, trainer.lr_scheduler)
+            done.append(f"the learning rate is {rate:.3g}")
+        if done:
+            trainer.accelerator.print(f"collapse guard, step {trainer.state.global_step}:", *done)
+
+    def _go_back(self, trainer: Any, checkpoint: Path) -> None:
+        load_weights_and_optimizer(trainer, checkpoint)
+        if trainer.args.should_save:
+            put_aside(checkpoint.parent, self._returned[0], trainer.state.best_model_checkpoint)
+        trainer.accelerator.wait_for_everyone()
+        self._judge.resume()
+        self._returns += 1
+        self._rows = None  # what the collapsed policy sampled says nothing about this one
 
     def _healthy(self, args: Any) -> Path | None:
-        """The newest checkpoint that is older than the collapse; the first process looks."""
+        """Choose a checkpoint older than the collapse; the first process looks what is there."""
         root = Path(str(args.output_dir))
-        step, seen = self._returned
-        if step and self._seen - seen < 2 * COOL_DOWN:  # it collapsed again at once: further back
-            self._saved = [s for s in self._saved if s[0] < step] or self._saved
-        old = [step for step, seen in self._saved if self._seen - seen >= SUSPECT]
-        chosen: list[Any] = [
-            next((n for n in sorted(old, reverse=True) if _folder(root, n).is_dir()), None)
-        ]
+        chosen: list[Any] = [next((n for n in self._old() if _folder(root, n).is_dir()), None)]
         broadcast_object_list(chosen)
         if chosen[0] is None:
             return None
-        self._saved = [(step, seen) for step, seen in self._saved if step <= chosen[0]]
         self._returned = (chosen[0], self._seen)
+        self._saved = [(step, seen) for step, seen in self._saved if step <= chosen[0]]
+        self._copied = dict(self._saved)[chosen[0]]
         return _folder(root, chosen[0])
 
-    def _note_checkpoint(self, state: TrainerState) -> None:
-        self._saved.append((state.global_step, self._seen))
+    def _old(self) -> list[int]:
+        """Steps of checkpoints that may be healthy, the first choice first.
+
+        That is the newest, and of the same weights the first. But after a run has collapsed again
+        at once, those from before the one it went back to come first.
+        """
+        step, seen = self._returned
+        again = step > 0 and self._seen - seen < self._suspect + COOL_DOWN
+        old = [s for s in self._saved if self._seen - s[1] >= self._suspect]
+        return [n for *_, n in sorted((again and n >= step, -then, n) for n, then in old)]
+
+    def _note_checkpoint(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Weights that were gone back to stay as old as they are."""
+        seen = self._seen if self._copied is None else self._copied
+        self._saved.append((state.global_step, seen))
+        if between_batches(args, state):
+            self._copied = None
 
     def _keep(self, state: TrainerState) -> None:
         found: Any = state.stateful_callbacks
         found[_KEY] = {
             "judge": self._judge.state(),
             "alarm": self._alarm and dataclasses.asdict(self._alarm),
-            "answers": self._answers,
-            "seen": self._seen,
+            "counts": (self._lowered, self._returns, self._seen),
             "saved": self._saved,
             "returned": self._returned,
+            "copied": self._copied,
         }
 
     def _load(self, found: Mapping[str, Any]) -> None:
         self._judge.load(found["judge"])
         self._alarm = Alarm(**found["alarm"]) if found["alarm"] else None
-        self._answers, self._seen = found["answers"], found["seen"]
+        self._lowered, self._returns, self._seen = found["counts"]
         self._saved = [(step, seen) for step, seen in found["saved"]]
         self._returned = (found["returned"][0], found["returned"][1])
+        self._copied = found["copied"]
+
+
+def silent_share(trainer: Any) -> float:
+    """Of the groups of the last batch on this process: those whose rollouts were paid alike.
+
+    Args:
+        trainer: an `AgentTrainer` that has played one.
+    """
+    episodes = trainer._episodes
+    rewards = trainer._mine(trainer._reward_table, len(episodes))
+    silent = trainer._silent(PlayedBatch([], episodes, rewards))
+    return len(silent) * trainer._group_size / len(episodes)
 
 
 def signals(logs: Mapping[str, Any]) -> dict[str, float]:
@@ -289,7 +331,7 @@ def signals(logs: Mapping[str, Any]) -> dict[str, float]:
     found = {
         "displacement": logs.get("guard/displacement"),
         "entropy": logs.get("entropy"),
-        "silent groups": logs.get("frac_reward_zero_std"),
+        "silent groups": logs.get("guard/silent_groups"),
         "turns": logs.get("rollout/turns"),
         "invalid calls": mistakes / calls if calls > _FEW_CALLS else None,
     }
@@ -307,11 +349,8 @@ def _folder(root: Path, step: int) -> Path:
 
 
 def _check_kept(args: TrainingArguments, state: TrainerState) -> None:
-    limit, span = args.save_total_limit, SUSPECT * state.logging_steps
-    if limit is not None and (limit - 1) * state.save_steps < span:
-        raise ValueError(
-            "collapse_guard roll_back needs a checkpoint from before a collapse is seen, so one "
-            f"that is {span} steps old, but save_total_limit={limit} with save_steps="
-            f"{state.save_steps} keeps the last {(limit - 1) * state.save_steps} steps; raise "
-            "save_total_limit or save_steps"
-        )
+    """What configuration alone could not tell: steps given as a share of the run, or as epochs."""
+    epoch = state.max_steps / state.num_train_epochs
+    record = state.logging_steps if args.logging_strategy == "steps" else epoch
+    saving: Any = args.save_strategy
+    check_kept(args, record, {"steps": state.save_steps, "epoch": epoch}.get(saving.value))

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from agentr1.checkpoints import between_batches
 from agentr1.ranks import on_any_process
 from agentr1.signals import StopSignals
 
@@ -113,10 +114,9 @@ class Interrupts(TrainerCallback):
     def _agree(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         """One small collective on every process, at the same places of the loop.
 
-        Only between two generation batches: a batch that was begun is not in the checkpoint, and a
-        run resumed in its middle would draw another.
+        Only between two generation batches, so that the run can be resumed as if nothing had been.
         """
-        if not self.stopping and _between_batches(args, state):
+        if not self.stopping and between_batches(args, state):
             self.stopping = on_any_process(self._asked, args.device)
         if self.stopping and state.global_step < state.max_steps:
             control.should_log = control.should_save = control.should_training_stop = True
@@ -133,13 +133,6 @@ class Interrupts(TrainerCallback):
         self._signals.change(signal.SIGTERM, later)
         if os.environ.get("RANK", "0") == "0":
             os.write(2, _notice().encode())  # `print` may be what the signal interrupted
-
-
-def _between_batches(args: TrainingArguments, state: TrainerState) -> bool:
-    """True where the next step generates afresh; always with one optimizer step per batch."""
-    given: Any = args
-    micro_batches = (given.steps_per_generation or 1) * given.num_iterations
-    return state.global_step * args.gradient_accumulation_steps % micro_batches == 0
 
 
 def _notice() -> str:
