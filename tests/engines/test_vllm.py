@@ -238,7 +238,7 @@ def move(model: PeftModel, size: float = 0.1) -> PeftModel:
 
 
 def make_engine(folder: Path, *servers: LoopbackServer, **arguments: Any) -> VllmEngine:
-    values = {"name": "run", "adapters": folder, "timeout": 5.0, "request_timeout": 5.0}
+    values = {"name": "run", "adapters": folder, "timeout": 60.0, "request_timeout": 5.0}
     values |= {"stop_ids": [STOP], "vocab_size": VOCABULARY}
     return VllmEngine([server.url for server in servers], **values | arguments)
 
