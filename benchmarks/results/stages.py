@@ -46,8 +46,15 @@ SCALES = {
         questions=60,
         demonstrations=700,
         ablation=False,
-        everywhere=("--bf16", "false"),
-        sft=("--num_train_epochs", "1", "--save_strategy", "steps", "--save_steps", "5"),
+        everywhere=(
+            *("--bf16", "false"),
+            *("--search_top_k", "2", "--search_passage_chars", "250"),
+        ),
+        sft=(
+            *("--num_train_epochs", "1", "--save_strategy", "steps", "--save_steps", "5"),
+            *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"),
+            *("--gradient_checkpointing", "false"),
+        ),
         rl=(
             *("--max_steps", "20", "--save_steps", "2", "--save_total_limit", "2"),
             *("--gradient_accumulation_steps", "2", "--steps_per_generation", "2"),
@@ -55,7 +62,8 @@ SCALES = {
         at_once=32,
     ),
 }
-"""The CPU's is a small part of the other, for a machine that has hours."""
+"""The CPU's is a small part of the other with contexts half as long, for a machine that has
+hours."""
 
 
 @dataclasses.dataclass(frozen=True)
