@@ -53,7 +53,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (2, ("envs.*", "engines.*")),
     (3, ("rollout", "lockstep", "demonstrations")),
     (4, ("algorithms",)),
-    (5, ("credit_config", "recipe_arguments")),
+    (5, ("credit_config", "guard_config", "recipe_arguments")),
     (5, ("config", "ranks", "credit", "refill")),
     (6, ("scoring", "data", "models")),
     (6, ("runs", "hub")),

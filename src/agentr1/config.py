@@ -16,7 +16,8 @@ from typing import Any
 from trl import GRPOConfig
 
 from agentr1.algorithms import algorithm as find_algorithm
-from agentr1.credit_config import OF_THE_CRITIC, CreditConfig, check_guard
+from agentr1.credit_config import OF_THE_CRITIC, CreditConfig
+from agentr1.guard_config import check_guard
 from agentr1.rollout import Limits
 
 TRLS_SAMPLING_MODE = "sequence_mask"

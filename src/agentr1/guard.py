@@ -29,8 +29,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from agentr1.checkpoints import between_batches, put_aside
 from agentr1.collapse import COOL_DOWN, Alarm, Judge, records_suspect
-from agentr1.credit_config import check_kept, guard_window
 from agentr1.displacement import Rewarded, displacement, rewarded_rows
+from agentr1.guard_config import check_kept, guard_window
 from agentr1.refill import PlayedBatch
 
 FACTOR = 0.5
