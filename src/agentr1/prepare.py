@@ -12,7 +12,7 @@ import argparse
 import importlib.metadata
 import json
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,31 +180,41 @@ def _write(
 def _write_split(rows: RowFile, writing: Writing, parts: Sequence[Part], seed: int) -> None:
     """Write one split of one or several data sets."""
     ids = Digests()
-    samples = []
-    offered: Counter[str] = Counter()
+    samples = {part.name: Sample(part.n, seed, part.name) for part in parts if part.n}
+    left: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for part in parts:
         writing.add_corpus(part.corpus)
-        sample = Sample(part.n, seed, part.name) if part.n else None
-        left: Counter[str] = Counter()
-        for place, row in _wanted(rows, writing, part):
-            left[_counted_as(row, part.name)] += 1
-            if not ids.add(digest(row["id"])):
-                raise ValueError(
-                    f"{place}: id {row['id']!r} is that of an earlier question of {part.split}; "
-                    "ids tell rows apart, make them unique"
-                )
-            if sample is None:
-                rows.add(row, _counted_as(row, part.name))
-            else:
-                sample.offer(row)
-        _check_count(part, rows, left.total())
-        if sample is not None:
-            samples.append(sample)
-            offered += left
-    for name, row in mixed(samples):
+    for part, place, row in _by_turns(rows, writing, parts):
+        left[part.name][_counted_as(row, part.name)] += 1
+        if not ids.add(digest(row["id"])):
+            raise ValueError(
+                f"{place}: id {row['id']!r} is that of an earlier question of {part.split}; "
+                "ids tell rows apart, make them unique"
+            )
+        if part.name in samples:
+            samples[part.name].offer(row)
+        else:
+            rows.add(row, _counted_as(row, part.name))
+    for part in parts:
+        _check_count(part, rows, left[part.name].total())
+    offered = sum((left[name] for name in samples), Counter[str]())
+    for name, row in mixed(samples.values()):
         rows.add(row, _counted_as(row, name))
     for name, count in offered.items():
         rows.left_out[name]["not_sampled"] = count - rows.written[name]
+
+
+def _by_turns(
+    rows: RowFile, writing: Writing, parts: Sequence[Part]
+) -> Iterator[tuple[Part, str, dict[str, Any]]]:
+    """The rows of all parts in turn, so that the first rows of a split are of every data set."""
+    running = [(part, _wanted(rows, writing, part)) for part in parts]
+    while running:
+        for part, wanted in tuple(running):
+            if (found := next(wanted, None)) is None:
+                running.remove((part, wanted))
+            else:
+                yield part, *found
 
 
 def _wanted(rows: RowFile, writing: Writing, part: Part) -> Iterator[tuple[str, dict[str, Any]]]:
