@@ -44,7 +44,7 @@ SCALES = {
     "gpu": Scale(questions=1000, demonstrations=700),
     "cpu": Scale(
         questions=60,
-        demonstrations=700,
+        demonstrations=500,
         ablation=False,
         everywhere=(
             *("--bf16", "false"),
@@ -52,8 +52,8 @@ SCALES = {
         ),
         sft=(
             *("--num_train_epochs", "1", "--save_strategy", "steps", "--save_steps", "5"),
-            *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"),
-            *("--gradient_checkpointing", "false"),
+            *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4"),
+            *("--gradient_checkpointing", "false", "--logging_steps", "1"),
         ),
         rl=(
             *("--max_steps", "20", "--save_steps", "2", "--save_total_limit", "2"),
