@@ -39,12 +39,15 @@ def overrides_of(stage: Stage) -> list[str]:
     return parser.parse_known_args(stage.words[3:])[1]
 
 
+CPU = ("--use_cpu", "true", "--bf16", "false")
+
+
 @pytest.mark.parametrize("scale", list(SCALES))
 def test_what_the_stages_override_are_keys_of_the_recipes(tmp_path: Path, scale: str) -> None:
     found = {stage.name: stage for stage in stages(tmp_path, "hub", scale, [1], 1)}
     given = overrides_of(found["algorithms"])
     for name in RL:
-        recipe = load_recipe(f"multihop/{name}", [*given, "--use_cpu", "true", "--bf16", "false"])
+        recipe = load_recipe(f"multihop/{name}", [*CPU, *given])
         recipe.training.check_for_environment()
         two = recipe.training.steps_per_generation // recipe.training.gradient_accumulation_steps
         assert two == (2 if name == "ppo" and scale == "gpu" else 1)

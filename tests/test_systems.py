@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,25 @@ def test_all_is_every_baseline_that_can_be_played_and_says_what_it_leaves_out(
     assert every == list(SYSTEMS)
     assert names() == ["policy"]
     assert names("naive_rag", "closed_book") == ["policy", "closed_book", "naive_rag"]
+
+
+def test_untrained_is_the_base_model_where_the_recipe_starts_from_a_trained_one(
+    tmp_path: Path, shown: list[str]
+) -> None:
+    trained, cold = tmp_path / "trained", tmp_path / "cold"
+    for folder in (trained, cold):
+        shutil.copytree("data/quickstart/policy", folder)
+    task = prepared(
+        *shown,
+        *("--model_name_or_path", str(cold), "--base_model", "data/quickstart/policy"),
+    )
+    systems, _ = choose(*task, ["all"], policy=str(trained), cold_start=str(cold))
+    untrained = {
+        system.name for system in systems if system.source.path_or_id.endswith("start/policy")
+    }
+    assert {s.source.path_or_id for s in systems if s.name == "policy"} == {str(trained)}
+    assert {s.source.path_or_id for s in systems if s.name == "cold_start"} == {str(cold)}
+    assert untrained == {"closed_book", "naive_rag", "base_tool_call", "few_shot"}
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from agentr1.retrieval.bm25 import Bm25Index
 from agentr1.retrieval.build import IndexSettings, build_index
 from agentr1.retrieval.gathering import Gathered
 from agentr1.retrieval.http import HttpIndex
+from agentr1.retrieval.limits import Limits
 from agentr1.retrieval.places import open_place, open_retriever
 from agentr1.retrieval.remote import is_address
 from agentr1.retrieval.server import make_app
+from agentr1.tools.search import Search
 from retrieval.indexes import EchoIndex, served
 
 
@@ -30,6 +32,13 @@ def test_a_file_a_folder_and_an_address_are_opened(corpus: Path, tmp_path: Path)
     assert len(open_place(str(tmp_path / "index"))) == 1
     with served(make_app(EchoIndex(), {})) as url:
         assert isinstance(open_place(url), HttpIndex)
+
+
+def test_a_server_that_returns_fewer_passages_than_the_search_asks_for_is_told_at_once() -> None:
+    with served(make_app(EchoIndex(), {}, Limits(default_k=3, max_k=4))) as url:
+        Search.from_corpus(url, 4)
+        with pytest.raises(ValueError, match="at most 4 .* 5 are wanted; .*--max-k 5"):
+            Search.from_corpus(url, 5)
 
 
 def test_only_a_small_corpus_in_words_is_searched_on_the_event_loop(

@@ -57,11 +57,15 @@ class HttpIndex:
             raise ValueError(f"{self.url} does not say how many passages it has")
         return passages
 
-    def check(self) -> None:
+    def check(self, k: int = 1) -> None:
         """See within seconds that a retriever answers there, one query included.
+
+        Args:
+            k: passages that will be asked for; a server has a limit of its own.
 
         Raises:
             ConnectionError: none does, with the way out.
+            ValueError: it does, but not with `k` passages.
         """
         try:
             self.about = self._health()
@@ -72,6 +76,12 @@ class HttpIndex:
                 f"no retriever answers at {self.url} ({error}); start one with `agentr1 "
                 "serve-retriever DIR`, or mend the address"
             ) from error
+        most = self.about.get("max_k")
+        if isinstance(most, int) and k > most:
+            raise ValueError(
+                f"{self.url} returns at most {most} passages per query and {k} are wanted; lower "
+                f"search_top_k, or start the server with --max-k {k}"
+            )
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return per query at most `k` hits, best first, none where nothing matches.

@@ -61,8 +61,8 @@ class OpenSearchIndex:
         """Documents in the index when `check` last looked."""
         return self._passages
 
-    def check(self) -> None:
-        """See within seconds that the index is there and holds documents.
+    def check(self, k: int = 1) -> None:
+        """See within seconds that the index is there and holds documents; any `k` will do.
 
         Raises:
             ConnectionError: it is not, with the way out.

@@ -32,7 +32,7 @@ _REMOTE: dict[str, Callable[[str], HttpIndex | OpenSearchIndex | QdrantIndex]] =
 }
 
 
-def open_place(place: str | Path) -> Index:
+def open_place(place: str | Path, k: int = 1) -> Index:
     """Open the passages at a place for searching.
 
     Args:
@@ -40,17 +40,18 @@ def open_place(place: str | Path) -> Index:
             folder, or an address: `http://host:8000` of a server that speaks `/retrieve`,
             `opensearch+http://host:9200/INDEX`,
             `qdrant+http://host:6333/COLLECTION?encoder=LIBRARY:MODEL`.
+        k: passages that a search will ask for at most.
 
     Raises:
         ConnectionError: no retriever answers at the address.
-        FileNotFoundError, ValueError: nothing there that can be searched.
+        FileNotFoundError, ValueError: nothing there that can be searched, or not with this `k`.
     """
     if is_address(place):
         scheme = str(place).partition("://")[0].lower()
         if scheme not in _REMOTE:
             raise ValueError(f"{place!r}: expected an address with one of {sorted(_REMOTE)}")
         index = _REMOTE[scheme](str(place))
-        index.check()
+        index.check(k)
         return index
     if not Path(place).exists():
         raise FileNotFoundError(f"{place}: expected a passages file or an index folder there")
@@ -59,9 +60,13 @@ def open_place(place: str | Path) -> Index:
     return Bm25Index(load_passages(place))
 
 
-def open_retriever(place: str | Path) -> Retriever:
-    """Open the passages at a place for many episodes at once; share it between them."""
-    index = open_place(place)
+def open_retriever(place: str | Path, k: int = 1) -> Retriever:
+    """Open the passages at a place for many episodes at once; share it between them.
+
+    Args, Raises:
+        as in `open_place`.
+    """
+    index = open_place(place, k)
     if is_address(place):
         return Gathered(index, at_once=_REMOTE_SEARCHES)
     small = isinstance(index, Bm25Index) and len(index) <= _FAST_PASSAGES

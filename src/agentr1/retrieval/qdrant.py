@@ -78,8 +78,10 @@ class QdrantIndex:
         """Points in the collection when `check` last looked, about so many."""
         return self._passages
 
-    def check(self) -> None:
+    def check(self, k: int = 1) -> None:
         """See within seconds that the collection is there and holds points of this embedding.
+
+        Any `k` will do.
 
         Raises:
             ConnectionError: it is not, with the way out.

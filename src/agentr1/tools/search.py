@@ -53,8 +53,9 @@ class Search:
 
         Raises:
             ConnectionError: no retriever answers at the address.
+            ValueError: it does not return as many as `k` passages.
         """
-        return cls(open_retriever(place), k, passage_chars)
+        return cls(open_retriever(place, k), k, passage_chars)
 
     async def __call__(self, query: str) -> str:
         """Return the best passages, one `title: text` a line."""
