@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -378,14 +377,6 @@ def episodes(path: Path) -> list[Any]:
     """What the policy said in a test."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [[turn["action_ids"] for turn in line["trajectory"]["turns"]] for line in lines]
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Ctrl-C does something, also where the tests themselves run in the background."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.mark.usefixtures("ctrl_c")

@@ -279,3 +279,11 @@ def test_one_rollout_a_prompt_is_allowed_where_no_group_is_compared(tmp_path: Pa
         assert odd.generation_batch_size == size * steps
     with pytest.raises(ValueError, match="at least 2 generations"):
         config(tmp_path, num_generations=1)
+
+
+def test_a_train_set_smaller_than_one_batch_of_rollouts_is_refused(tmp_path: Path) -> None:
+    settings = {"per_device_train_batch_size": 8, "num_generations": 2, "steps_per_generation": 3}
+    found = config(tmp_path, **settings)
+    found.check_rows(12)
+    with pytest.raises(ValueError, match=r"11 rows, .* takes 12 .*24 / num_generations 2.*lower"):
+        found.check_rows(11)

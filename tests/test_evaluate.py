@@ -125,6 +125,7 @@ def test_the_order_of_questions_changes_nothing(here: Path, whole: Path, tmp_pat
     assert any(len(turns) > 2 for _, turns in values.values())
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_evaluation_that_was_interrupted_goes_on_to_the_very_same_end(
     here: Path, whole: Path, tmp_path: Path
 ) -> None:

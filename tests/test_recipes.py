@@ -119,7 +119,11 @@ def policy(
 def test_two_steps_of_a_recipe(path: Path, policy: Path, tmp_path: Path) -> None:
     from agentr1.train import train
 
+    keys = yaml.safe_load(path.read_text())
+    asked = keys.get("steps_per_generation")  # in micro-batches, of which a step has one here
+    updates = asked // keys.get("gradient_accumulation_steps", 1) if asked else 1
     batch = ["--per_device_train_batch_size", "4", "--num_generations", "2"]
+    batch += ["--steps_per_generation", str(updates)]
     limits = ["--max_turn_tokens", "16", "--max_completion_length", "512", "--eval_steps", "2"]
     if "context_tokens:" in path.read_text():  # a window in this tokenizer's tokens
         limits += ["--context_tokens", "480"]
@@ -134,7 +138,7 @@ def test_two_steps_of_a_recipe(path: Path, policy: Path, tmp_path: Path) -> None
     assert folder == tmp_path / "run"
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in logged if "loss" in record] == [1, 2]
-    played = [1] if "steps_per_generation: 2" in path.read_text() else [1, 2]
+    played = [1] if updates == 2 else [1, 2]
     assert [record["step"] for record in logged if "reward" in record] == played
     assert all("rollout/turns" in record for record in logged if "reward" in record)
     evaluation = json.loads((folder / "eval.json").read_text())

@@ -259,6 +259,22 @@ class AgentConfig(CreditConfig, GRPOConfig):
         self._check_vllm()
         self._check_processes()
 
+    def check_rows(self, rows: int) -> None:
+        """Refuse a train set that gives no batch: the Trainer would end without a step.
+
+        Raises:
+            ValueError: with both numbers and the way out.
+        """
+        assert self.generation_batch_size and self.num_generations  # GRPOConfig has set them
+        wanted = self.generation_batch_size // self.num_generations
+        if rows < wanted:
+            raise ValueError(
+                f"the train set has {rows} rows, and one batch of rollouts takes {wanted} "
+                f"(generation_batch_size {self.generation_batch_size} / num_generations "
+                f"{self.num_generations}); give more rows, or lower steps_per_generation or "
+                "per_device_train_batch_size"
+            )
+
     def _check_sampling(self) -> None:
         """Refuse what leaves tokens trained otherwise than they were sampled."""
         if self.vllm_importance_sampling_mode != TRLS_SAMPLING_MODE:

@@ -165,6 +165,7 @@ class RolloutTrainer(WholeCheckpoints, FrugalUpdate):
         sampler = super()._get_train_sampler(*args, **kwargs)
         if self._env_factory is None or not isinstance(sampler, RepeatSampler):
             return sampler
+        self._config.check_rows(sampler.num_samples)
         # Nearly whole: the Trainer adds up fractions of an epoch.
         return _EpochSampler(sampler, lambda: int((self.state.epoch or 0.0) + 1e-6))
 

@@ -126,6 +126,7 @@ def resolve(recipe: Recipe) -> Resolved:
             "run other than the recipe's newest"
         )
     task = build_task(recipe.arguments)
+    recipe.training.check_rows(len(task.train))
     source = resolve_model(recipe.model.model_name_or_path, search_roots())
     tokenizer = load_tokenizer(source, search_roots())
     codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
