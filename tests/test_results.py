@@ -230,4 +230,5 @@ def test_the_report_pairs_each_seed_with_its_own_test_before(tmp_path: Path) -> 
     assert {r["steps"] for r in records if r["system"] == "grpo" and "steps" in r} == {7}
     page = (docs / "results.md").read_text()
     assert "2wiki, n=3, ceiling .750" in page
+    assert "in no table: ppo, rloo, reinforce_pp, reinforce_pp_baseline." in page
     assert "make results ARGS='--source hub --scale gpu'" in page

@@ -214,6 +214,8 @@ def page(
         for metric in METRICS
     ]
     parts = [introduction, *tables, _READING]
+    if absent := [name for name in RL if name not in systems]:
+        parts.append(f"Not trained yet, so in no table: {', '.join(absent)}.\n")
     parts.append(f"## What they did\n\n{_conduct(systems)}\n")
     parts.append(f"## Differences in exact match, paired by question\n\n{_against(records)}\n")
     if (masks := out / "ablation" / "ablation.md").exists():
