@@ -90,7 +90,7 @@ def test_what_is_written_is_what_sft_reads(write: Any, codec: Codec, capsys: Any
 
 
 def test_rows_that_fall_out_are_counted_by_reason(write: Any, capsys: Any) -> None:
-    other_case = "where was the mother of Cleo Fisher  BORN?"
+    other_case = "where was mother of the  'Cleo Fisher' BORN"
     train = [
         row("Ada"),
         row("Bea", official_split="dev"),

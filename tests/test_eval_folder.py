@@ -64,6 +64,15 @@ def test_other_settings_are_refused_by_name_and_other_systems_are_welcome(tmp_pa
     assert found.settings()["policy"] == SETTINGS["policy"]
 
 
+def test_baselines_share_their_untrained_model(tmp_path: Path) -> None:
+    found = written(tmp_path, "")
+    found.accept({"closed_book": {"untrained": "a"}, "cold_start": {"untrained": None}})
+    found.accept({"naive_rag": {"untrained": "a"}})
+    with pytest.raises(ValueError, match="different untrained models: .*'few_shot': 'b'"):
+        found.accept({"few_shot": {"untrained": "b"}})
+    assert "few_shot" not in found.settings()
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty: \\['thesis.txt'\\]; give another --out"):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from benchmarks.results import __main__ as results
 from benchmarks.results import mix
-from benchmarks.results.report import write_report
+from benchmarks.results.report import seeds_of, write_report
 from benchmarks.results.stages import METRICS, RL, SCALES, Stage, stages
 
 from agentr1.ablate import ROWS
@@ -156,13 +156,48 @@ def test_a_signal_is_passed_on_to_the_stage(
 
 
 def test_another_plan_and_a_second_process_are_refused(tmp_path: Path) -> None:
-    plan = {"source": "hub", "scale": "gpu"}
+    plan = {"source": "hub", "scale": "gpu", "settings": {"questions": 3, "sft": ("a",)}}
     with results.alone_in(tmp_path):
-        assert results.agreed(tmp_path, plan) == plan
-        with pytest.raises(SystemExit, match="begun with"):
-            results.agreed(tmp_path, plan | {"source": "elsewhere"})
+        results.agree(tmp_path, plan)
+        results.agree(tmp_path, plan)
+        with pytest.raises(SystemExit, match=r"another source: .*'hub'.*'elsewhere'"):
+            results.agree(tmp_path, plan | {"source": "elsewhere"})
+        with pytest.raises(SystemExit, match="another settings"):
+            results.agree(tmp_path, plan | {"settings": {"questions": 4, "sft": ("a",)}})
         with pytest.raises(SystemExit, match="another process"), results.alone_in(tmp_path):
             pass
+
+
+def test_a_stage_that_others_were_made_from_is_not_made_again(tmp_path: Path) -> None:
+    todo = {stage.name: stage for stage in stages(tmp_path, "hub", "cpu", [1], 1)}
+    every = list(todo.values())
+    for name in ("coldstart", "baselines", "algorithms", "hotpotqa"):
+        results.refuse_to_renew(todo[name], every, tmp_path)
+    write_json(tmp_path / "baselines" / "eval.json", {})
+    results.refuse_to_renew(todo["algorithms"], every, tmp_path)
+    results.refuse_to_renew(todo["baselines"], every, tmp_path)
+    with pytest.raises(SystemExit, match="coldstart has to be made, but baselines in"):
+        results.refuse_to_renew(todo["coldstart"], every, tmp_path)
+
+
+def test_a_grid_is_done_with_the_seeds_that_are_asked_for(tmp_path: Path) -> None:
+    for name in RL:
+        for seed in (1, 2):
+            write_json(tmp_path / "algorithms" / name / f"seed{seed}" / "eval.json", {})
+
+    def done(*seeds: int) -> bool:
+        found = {stage.name: stage for stage in stages(tmp_path, "hub", "cpu", seeds, 1)}
+        return found["algorithms"].done()
+
+    assert done(1)
+    assert done(1, 2)
+    assert not done(1, 3)
+
+
+def test_a_report_alone_begins_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert results.main(["--report", "--out", str(tmp_path), "--scale", "cpu"]) == 0
+    assert "nothing has been evaluated yet" in capsys.readouterr().out
+    assert not (tmp_path / "cpu" / "plan.json").exists()
 
 
 # Report ------------------------------------------------------------------------------------------
@@ -192,12 +227,14 @@ def test_the_report_pairs_each_seed_with_its_own_test_before(tmp_path: Path) -> 
     write_header(out / "baselines", "", ["x"])
     for seed, (before, after) in {1: ([0, 1, 0], [1, 1, 0]), 2: ([1, 0, 0], [1, 1, 1])}.items():
         run = out / "algorithms" / "grpo" / f"seed{seed}"
-        write_header(run, "", ["x"])
+        write_header(run, "", ["x", "--use_cpu", "true"])
+        run.with_suffix(".log").touch()  # as a grid leaves it
         for moment, right in (("before", before), ("after", after)):
             write_scores(run / "evaluation" / f"{moment}.jsonl", answered(right))
         write_json(run / "eval.json", {})
         write_json(run / "checkpoint-7" / "trainer_state.json", {"global_step": 7})
     todo = stages(out, "hub", "gpu", [1, 2], 1)
+    assert seeds_of(out) == [1, 2]
     write_report(out, todo, {"source": "hub", "scale": "gpu"}, docs)
     records = json.loads((docs / "results.json").read_text())
     scores = {
@@ -228,6 +265,7 @@ def test_the_report_pairs_each_seed_with_its_own_test_before(tmp_path: Path) -> 
         }
     )
     assert {r["steps"] for r in records if r["system"] == "grpo" and "steps" in r} == {7}
+    assert {r["device"] for r in records if "device" in r} == {f"{os.cpu_count()} CPU cores"}
     page = (docs / "results.md").read_text()
     assert "2wiki, n=3, ceiling .750" in page
     assert "in no table: ppo, rloo, reinforce_pp, reinforce_pp_baseline." in page

@@ -207,6 +207,8 @@ def test_new_supporting_title_is_paid_once_per_title():
 def test_new_supporting_title_looks_at_the_start_of_lines_of_successful_results_only():
     assert new_supporting_title(TITLES, (outcome(content="About Paris: a city"),), ()) == 0.0
     assert new_supporting_title(TITLES, (outcome(content="Paris is a city"),), ()) == 0.0
+    answer = outcome(name="answer", content="Paris: said by the policy itself")
+    assert new_supporting_title(TITLES, (answer,), ()) == 0.0
     wrong = outcome(content="Paris: echoed", failure="mistake")
     assert new_supporting_title(TITLES, (wrong,), ()) == 0.0
     assert new_supporting_title(TITLES, (outcome(content="Paris: a city"),), (wrong,)) == 0.25

@@ -18,7 +18,7 @@ from agentr1.retrieval.base import Hit, Passage
 from agentr1.systems import (
     SYSTEMS,
     Budget,
-    WithinTokens,
+    WithinBudget,
     budget_of,
     choose,
     load_weights,
@@ -115,12 +115,13 @@ def test_a_baseline_that_is_named_and_cannot_be_played_is_a_mistake(
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ([], Budget(5, 384, 48, passages=8, passage_tokens=336)),
-        (["--max_turns", "1"], Budget(1, 384, 48, passages=2, passage_tokens=336)),
-        (["--max_calls", "3"], Budget(5, 384, 48, passages=6, passage_tokens=336)),
-        (["--tool_max_calls", "2"], Budget(5, 384, 48, passages=4, passage_tokens=336)),
-        (["--max_observation_tokens", "99"], Budget(5, 384, 48, passages=8, passage_tokens=99)),
-        (["--max_turn_tokens", "500"], Budget(5, 384, 384, passages=8, passage_tokens=0)),
+        ([], Budget(5, 384, 48, 8, 336, 16_000)),
+        (["--max_turns", "1"], Budget(1, 384, 48, 2, 336, 4000)),
+        (["--max_calls", "3"], Budget(5, 384, 48, 6, 336, 12_000)),
+        (["--tool_max_calls", "2"], Budget(5, 384, 48, 4, 336, 8000)),
+        (["--max_observation_tokens", "99"], Budget(5, 384, 48, 8, 99, 16_000)),
+        (["--max_turn_tokens", "500"], Budget(5, 384, 384, 8, 0, 16_000)),
+        (["--tool_max_chars", "70"], Budget(5, 384, 48, 8, 336, 280)),
     ],
 )
 def test_the_budget_is_what_the_policy_may_use(overrides: list[str], expected: Budget) -> None:
@@ -142,19 +143,20 @@ class Fixed:
 @given(st.lists(st.text("ab ", max_size=12), max_size=6), st.integers(0, 60), st.integers(1, 6))
 def test_the_best_passages_stay_as_long_as_they_fit(texts: list[str], room: int, k: int) -> None:
     fixed = Fixed(texts)
-    within = WithinTokens(Search(fixed, 2), room, len)
-    found = asyncio.run(within.find("q", k))
-    assert found == fixed.hits[: len(found)]
     sizes = [len(f"T: {text}\n") for text in texts[:k]]
-    assert sum(sizes[: len(found)]) <= room
-    assert len(found) == len(sizes) or sum(sizes[: len(found) + 1]) > room
+    for tokens, chars in ((room, 1000), (1000, room)):
+        within = WithinBudget(Search(fixed, 2), Budget(1, 1, 1, k, tokens, chars), len)
+        found = asyncio.run(within.find("q", k))
+        assert found == fixed.hits[: len(found)]
+        assert sum(sizes[: len(found)]) <= room
+        assert len(found) == len(sizes) or sum(sizes[: len(found) + 1]) > room
 
 
 @pytest.mark.parametrize("chars", [None, 5, 9, 40])
 def test_passages_are_cut_as_the_search_tool_cuts_them(chars: int | None) -> None:
     fixed = Fixed(["one two three four", "unbroken" * 4, "short", "a\nb c d e f"])
     search = Search(fixed, 4, chars)
-    within = WithinTokens(search, 10_000, len)
+    within = WithinBudget(search, Budget(1, 1, 1, 4, 10_000, 10_000), len)
     assert asyncio.run(Search(within, 4)(query="q")) == asyncio.run(search(query="q"))
 
 

@@ -13,6 +13,7 @@ again. With `--jobs` several trainings share a GPU.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fcntl
 import json
 import math
@@ -27,7 +28,7 @@ from typing import Any
 
 from agentr1.runs import write_json
 from agentr1.signals import StopSignals
-from benchmarks.results.report import write_report
+from benchmarks.results.report import seeds_of, write_report
 from benchmarks.results.stages import SCALES, Stage, stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what is missing, as far as the time goes, then write docs/results.*."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__)
     add = parser.add_argument
-    add("--source", default="hub", help="hub, or a folder with the data sets (see docs/data.md)")
+    add(
+        "--source",
+        help="hub, or a folder with the data sets (docs/data.md); that begun with, or hub",
+    )
     add("--out", type=Path, default=Path("runs/results"))
     add("--scale", default="gpu", choices=list(SCALES), help="how much of it")
     add("--seeds", type=int, nargs="+", default=[1, 2])
@@ -50,18 +54,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--report", action="store_true", help="write docs/results.* from what there is")
     options = parser.parse_args(argv)
     out = options.out / options.scale
-    todo = stages(out, options.source, options.scale, options.seeds, options.jobs)
+    source = options.source or begun(out).get("source", "hub")
+    todo = stages(out, source, options.scale, options.seeds, options.jobs)
     if unknown := sorted(set(options.only or ()).difference(stage.name for stage in todo)):
         parser.error(f"no stage {unknown}; the stages are {[stage.name for stage in todo]}")
     end = time.monotonic() + options.minutes * 60 if options.minutes else math.inf
     with alone_in(out):
-        plan = agreed(out, {"source": options.source, "scale": options.scale})
-        for stage in [] if options.report else todo:
-            if options.only is None or stage.name in options.only:
-                code = carry_out(stage, end)
-                if code:
-                    return code
-        write_report(out, todo, plan, ROOT / "docs")
+        if not options.report:
+            settings = dataclasses.asdict(SCALES[options.scale])
+            agree(out, {"source": source, "scale": options.scale, "settings": settings})
+            for stage in todo:
+                if options.only is None or stage.name in options.only:
+                    refuse_to_renew(stage, todo, out)
+                    code = carry_out(stage, end)
+                    if code:
+                        return code
+        seeds = seeds_of(out) or options.seeds
+        todo = stages(out, source, options.scale, seeds, options.jobs)
+        told = {"source": source, "scale": options.scale, "seeds": " ".join(map(str, seeds))}
+        write_report(out, todo, told, ROOT / "docs")
     return 0
 
 
@@ -77,15 +88,34 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
 
 
-def agreed(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """What the work here was begun with; another plan is refused."""
+def begun(out: Path) -> dict[str, Any]:
+    """What the work here was begun with, if it was."""
     path = out / "plan.json"
-    if not path.exists():
-        write_json(path, plan)
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    if begun != plan:
-        sys.exit(f"{out} was begun with {begun}, not {plan}; give the same, or another --out")
-    return begun
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def agree(out: Path, plan: dict[str, Any]) -> None:
+    """Note what the work here is begun with; refuse another plan than that."""
+    plan = json.loads(json.dumps(plan))
+    if not (old := begun(out)):
+        write_json(out / "plan.json", plan)
+    elif old != plan:
+        differing = [name for name in plan if old.get(name) != plan[name]]
+        sys.exit(
+            f"{out} was begun with another {' and '.join(differing)}: "
+            f"{ {name: old.get(name) for name in differing} }, not "
+            f"{ {name: plan[name] for name in differing} }; give the same, or another --out"
+        )
+
+
+def refuse_to_renew(stage: Stage, todo: Sequence[Stage], out: Path) -> None:
+    """Do not make again what others were made from: their results would say they are of it."""
+    made = [other.name for other in todo if other.level > stage.level and other.done()]
+    if made and not stage.done():
+        sys.exit(
+            f"{stage.name} has to be made, but {', '.join(made)} in {out} were made from an earlier "
+            "one; remove their results, or give another --out"
+        )
 
 
 def carry_out(stage: Stage, end: float) -> int:

@@ -51,6 +51,12 @@ def _systems(out: Path) -> Iterator[tuple[str, Seeds]]:
             yield name, found
 
 
+def seeds_of(out: Path) -> list[int]:
+    """The seeds of the trainings that have been tested."""
+    runs = [path.parent.name for path in (out / "algorithms").glob("*/seed*/eval.json")]
+    return sorted({int(name.removeprefix("seed")) for name in runs})
+
+
 def _before(out: Path) -> Iterator[tuple[str, Seeds]]:
     """What the policy of each training answered before it, by the very same means."""
     for name in RL:
@@ -156,7 +162,9 @@ def steps(run: Path) -> int:
 def device(run: Path) -> str:
     """What a run ran on, by its own record."""
     record = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-    return record["gpu"] or f"{record['cpus']} CPU cores"
+    on_cpu = "--use_cpu true" in (run / "command.txt").read_text(encoding="utf-8")
+    cores = f"{record['cpus']} CPU cores"
+    return cores if on_cpu else record["gpu"] or cores
 
 
 # The page ----------------------------------------------------------------------------------------
@@ -180,7 +188,9 @@ rows of the tables below with each other and with nothing else; results.json has
 _READING = """- Exact match asks for the words alone. A model that was never shown the form answers
   in sentences, and its exact match says little: look at cover-EM, which is lenient and not to be
   put beside exact match. That a trained agent beats an untrained model in it is no more than that.
-- Against the cold start, a trained system is compared with its own test before the first step.
+- Trainings are tested by themselves, baselines by `agentr1 eval`: in other batches, and in bfloat16
+  or mixed precision where the training is. A rounding may tip a word here and there.
+- Against the cold start, therefore, a trained system is compared with its own test before the first step.
 - `reinforce_pp` asks each question once a batch, so it sees as many questions as the others see
   episodes.
 """
@@ -203,7 +213,7 @@ def page(
     )
     introduction = _INTRODUCTION.format(
         command=f"make results ARGS='{' '.join(options)}'",
-        device=device(next((out / "algorithms" / trained[0]).glob("seed*")))
+        device=device(out / "algorithms" / trained[0] / f"seed{min(systems[trained[0]])}")
         if trained
         else device(out / "coldstart"),
         rows=f"{counts}.",

@@ -27,7 +27,7 @@ class Scale:
         questions: of each dev set that are tested, at most.
         demonstrations: of the cold start; the other train questions are new to RL.
         ablation: whether the masks are compared.
-        everywhere, sft, rl: further options of all commands with a recipe, and of these.
+        everywhere, sft, play, rl: further options of all commands with a recipe, and of these.
         at_once: questions of a batch of the evaluation.
     """
 
@@ -36,6 +36,7 @@ class Scale:
     ablation: bool = True
     everywhere: tuple[str, ...] = ()
     sft: tuple[str, ...] = ()
+    play: tuple[str, ...] = ()
     rl: tuple[str, ...] = ()
     at_once: int = 256
 
@@ -66,6 +67,7 @@ SCALES = {
         questions=100,
         demonstrations=700,
         everywhere=("--use_cpu", "true", "--bf16", "true", *_SHORT),
+        play=("--dtype", "bfloat16"),
     ),
 }
 """Those of a machine without a GPU are small parts of the first, with contexts half as long: `cpu`
@@ -81,12 +83,14 @@ class Stage:
         words: the command behind `python -m`.
         done: whether its result is there and whole.
         further: words that depend on what an earlier piece has left.
+        level: stages of higher levels are made from its result.
     """
 
     name: str
     words: tuple[str, ...]
     done: Callable[[], bool]
     further: Callable[[], Sequence[str]] = tuple
+    level: int = 5
 
     def command(self) -> list[str]:
         """The words of now."""
@@ -123,18 +127,21 @@ def stages(out: Path, source: str, scale: str, seeds: Sequence[int], jobs: int) 
             "mix",
             ("benchmarks.results.mix", str(out), "--questions", str(size.questions)),
             (data / "mix.json").exists,
+            level=1,
         ),
         Stage(
             "index",
             ("agentr1", "index", corpus, "--kind", "bm25", "--out", index),
             (data / "index" / "quality.json").exists,
             lambda: ["--questions", str(data / "test.jsonl")],
+            level=2,
         ),
         Stage(
             "demonstrations",
             ("agentr1", "demonstrate", "multihop/grpo", "--out", talks)
             + ("--n", str(size.demonstrations), "--seed", "0", *where),
             Path(talks).exists,
+            level=3,
         ),
         Stage(
             "coldstart",
@@ -142,19 +149,20 @@ def stages(out: Path, source: str, scale: str, seeds: Sequence[int], jobs: int) 
             + ("--model_name_or_path", BASE, *size.sft),
             (cold / "final" / "training_args.bin").exists,  # written last
             lambda: _newest_checkpoint(cold),
+            level=4,
         ),
         Stage(
             "baselines",
             ("agentr1", "eval", "multihop/grpo", "--model", str(cold / "final"))
             + ("--baselines", *BASELINES, "--at-once", str(size.at_once))
-            + ("--out", str(out / "baselines"), *where),
+            + ("--out", str(out / "baselines"), *where, *size.play),
             (out / "baselines" / "eval.json").exists,
         ),
         Stage(
             "algorithms",
             ("agentr1", "algorithms", "multihop", "--recipes", *RL)
             + ("--out", str(out / "algorithms"), *grid),
-            lambda: _finished(out / "algorithms") >= len(RL) * len(seeds),
+            lambda: _finished(out / "algorithms", seeds, len(RL)),
         ),
     ]
     if size.ablation:
@@ -165,7 +173,7 @@ def stages(out: Path, source: str, scale: str, seeds: Sequence[int], jobs: int) 
             Stage(
                 "ablation",
                 (*words, "--sampling_correction", "off", *grid),
-                lambda: _finished(out / "ablation") >= CELLS * len(seeds),
+                lambda: _finished(out / "ablation", seeds, CELLS),
             )
         )
     return found
@@ -173,12 +181,12 @@ def stages(out: Path, source: str, scale: str, seeds: Sequence[int], jobs: int) 
 
 def _data(name: str, source: str, out: Path) -> Stage:
     words = ("agentr1", "data", name, "--source", source, "--out", str(out / name))
-    return Stage(name, words, (out / name / "card.json").exists)
+    return Stage(name, words, (out / name / "card.json").exists, level=0)
 
 
-def _finished(grid: Path) -> int:
-    """Trainings of a grid that have been tested."""
-    return len(list(grid.rglob("seed*/eval.json")))
+def _finished(grid: Path, seeds: Sequence[int], cells: int) -> bool:
+    """Whether every cell of a grid has been trained and tested with every seed."""
+    return all(len(list(grid.rglob(f"seed{seed}/eval.json"))) >= cells for seed in seeds)
 
 
 def _newest_checkpoint(folder: Path) -> list[str]:

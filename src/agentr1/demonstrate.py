@@ -24,10 +24,10 @@ from agentr1.demonstrations import (
     Dropped,
     demonstration,
     demonstrator,
-    plain,
 )
 from agentr1.loops import finish
 from agentr1.recipe import WITHOUT_TRAINING, Recipe, build_task, load_recipe
+from agentr1.rewards import normalize_answer
 from agentr1.types import Row
 
 AT_ONCE = 32
@@ -69,7 +69,7 @@ def demonstrate(
     # All rows of dev and test are looked at, to leave out what would be trained on and measured.
     arguments = dataclasses.replace(recipe.arguments, dev_limit=None, test_limit=None)
     task = build_task(arguments)
-    held_out = {plain(str(row["question"])) for row in (*task.dev, *task.test) if "question" in row}
+    held_out = {_asked(row) for row in (*task.dev, *task.test) if "question" in row}
     rows = list(task.train)
     if seed is not None:
         random.Random(seed).shuffle(rows)
@@ -82,6 +82,12 @@ def demonstrate(
     return {"kept": len(kept), **{str(reason): number for reason, number in dropped.items()}}
 
 
+def _asked(row: Row) -> str:
+    """A row's question but for case, articles and punctuation, as `agentr1 data` compares them."""
+    question = str(row["question"])
+    return normalize_answer(question) or question
+
+
 async def _collect(
     rows: Sequence[Row], how: Demonstrator, held_out: set[str], count: int | None
 ) -> tuple[list[Demonstration], Counter[Dropped]]:
@@ -92,7 +98,7 @@ async def _collect(
     async def one(row: Row) -> Demonstration | Dropped:
         if str(row.get("official_split", "train")) != "train":
             return Dropped.NOT_TRAIN
-        if plain(str(row["question"])) in held_out:
+        if _asked(row) in held_out:
             return Dropped.IN_TEST
         return await demonstration(row, how)
 

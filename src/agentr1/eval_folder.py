@@ -46,7 +46,8 @@ class EvalFolder:
         """Record the settings of systems, which must be those they were begun with.
 
         Raises:
-            ValueError: a setting differs; the message says which, and from what.
+            ValueError: a setting differs; the message says which, and from what. Or the systems
+                would not share their `untrained` model.
         """
         begun = self.settings()
         plain: dict[str, dict[str, Any]] = json.loads(json.dumps(wanted, default=str))
@@ -57,6 +58,13 @@ class EvalFolder:
                     f"{self.path} holds an evaluation of {system} with other settings: "
                     f"{'; '.join(differing)}; give another --out, or the settings it was begun with"
                 )
+        both = (begun | plain).items()
+        bases = {name: s["untrained"] for name, s in both if s.get("untrained")}
+        if len(set(bases.values())) > 1:
+            raise ValueError(
+                f"{self.path} would compare baselines of different untrained models: {bases}; "
+                "give another --out, or the model it was begun with"
+            )
         if not begun and self.path.is_dir() and any(self.path.iterdir()):
             raise ValueError(
                 f"{self.path} holds no evaluation that could go on, but is not empty: "

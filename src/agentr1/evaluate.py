@@ -173,10 +173,12 @@ def _settings(evaluation: Evaluation, system: System) -> dict[str, Any]:
         del arguments[name]  # what they name is compared, wherever it lies
     place, shown = corpus_of(recipe, evaluation.task), recipe.arguments.demonstrations
     model = system.source.path_or_id
+    weights = fingerprint(model)
     return {
         "recipe": recipe.name,
         "model": str(Path(model).resolve()) if Path(model).exists() else model,
-        "weights": fingerprint(model),
+        "weights": weights,
+        "untrained": None if system.name in ("policy", "cold_start") else weights,
         "rows": f"{len(evaluation.rows)} of {options.split}, {digest_of_rows(evaluation.rows)}",
         "corpus": None if place is None else fingerprint(place),
         "demonstrations": fingerprint(find_path(shown, "demonstrations"))

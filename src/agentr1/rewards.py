@@ -27,7 +27,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from agentr1.parsing import MalformedCall, answer_text, is_well_formed_answer, parse_turn
+from agentr1.parsing import (
+    ANSWER_CALL,
+    MalformedCall,
+    answer_text,
+    is_well_formed_answer,
+    parse_turn,
+)
 from agentr1.types import Row, StopReason, ToolOutcome, Trajectory
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -247,7 +253,9 @@ def _calls_form(trajectory: Trajectory) -> bool:
 
 
 def _titles_seen(titles: set[str], outcomes: tuple[ToolOutcome, ...]) -> set[str]:
-    results = [outcome.content for outcome in outcomes if outcome.failure is None]
+    # An answer given by a call comes back as it was said: that is no evidence.
+    given = [o for o in outcomes if o.failure is None and o.name != ANSWER_CALL]
+    results = [outcome.content for outcome in given]
     return {title for result in results for title in titles_shown(titles, result)}
 
 

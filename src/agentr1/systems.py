@@ -65,6 +65,7 @@ class Budget(NamedTuple):
         answer_tokens: of one turn, so of an answer.
         passages: retrieved, in all searches together.
         passage_tokens: of all passages together.
+        passage_chars: likewise, which `tool_max_chars` leaves to all searches.
     """
 
     turns: int
@@ -72,10 +73,12 @@ class Budget(NamedTuple):
     answer_tokens: int
     passages: int
     passage_tokens: int
+    passage_chars: int
 
     def __str__(self) -> str:
         return (
-            f"at most {self.passages} passages of {self.passage_tokens} tokens together, "
+            f"at most {self.passages} passages of {self.passage_tokens} tokens or "
+            f"{self.passage_chars} characters together, "
             f"{self.answer_tokens} tokens an answer; with tools {self.turns} turns and "
             f"{self.tokens} tokens in all"
         )
@@ -247,12 +250,14 @@ def budget_of(recipe: Recipe) -> Budget:
         limits.max_turn_tokens or limits.max_completion_length // 2, limits.max_completion_length
     )
     shown = [limits.max_completion_length - answer, limits.max_observation_tokens]
+    allowed = max(1, min(n for n in searches if n is not None))
     return Budget(
         turns=limits.max_turns,
         tokens=limits.max_completion_length,
         answer_tokens=answer,
-        passages=arguments.search_top_k * max(1, min(n for n in searches if n is not None)),
+        passages=arguments.search_top_k * allowed,
         passage_tokens=min(n for n in shown if n is not None),
+        passage_chars=arguments.tool_max_chars * allowed,
     )
 
 
@@ -293,7 +298,7 @@ def _one_shot(name: str, recipe: Recipe, task: Task, codec: Codec) -> EnvFactory
     def tokens(text: str) -> int:
         return len(codec.action(text)) - len(codec.end_of_turn_ids)
 
-    retriever = WithinTokens(search, budget.passage_tokens, tokens)
+    retriever = WithinBudget(search, budget, tokens)
 
     def make() -> Env:
         return NaiveRagEnv(retriever, budget.passages)
@@ -301,26 +306,32 @@ def _one_shot(name: str, recipe: Recipe, task: Task, codec: Codec) -> EnvFactory
     return make
 
 
-class WithinTokens:
+class WithinBudget:
     """What a search tool's retriever finds, from the best on, as long as it fits.
 
     Args:
         search: the tool; passages are cut as it cuts them.
-        max_tokens: of all passages together.
+        budget: its tokens and characters of all passages together.
         count: tokens of a text.
     """
 
-    def __init__(self, search: Search, max_tokens: int, count: Callable[[str], int]) -> None:
+    def __init__(self, search: Search, budget: Budget, count: Callable[[str], int]) -> None:
         self._search = search
-        self._max_tokens = max_tokens
+        self._budget = budget
         self._count = count
 
     async def find(self, query: str, k: int) -> list[Hit]:
         """At most `k` hits; the worst are dropped until the rest fits."""
         hits = [self._cut(hit) for hit in await self._search.retriever.find(query, k)]
         lines = [f"{hit.passage.title}: {hit.passage.text}\n" for hit in hits]
-        used = itertools.accumulate(map(self._count, lines))
-        return [hit for hit, total in zip(hits, used, strict=True) if total <= self._max_tokens]
+        tokens = itertools.accumulate(map(self._count, lines))
+        chars = itertools.accumulate(map(len, lines))
+        most = self._budget
+        return [
+            hit
+            for hit, t, c in zip(hits, tokens, chars, strict=True)
+            if t <= most.passage_tokens and c <= most.passage_chars
+        ]
 
     def _cut(self, hit: Hit) -> Hit:
         text = shortened(hit.passage.text, self._search.passage_chars)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from agentr1.envs.base import Env
 from agentr1.retrieval.base import Retriever
 from agentr1.rewards import passages_in, titles_shown
-from agentr1.tools.search import Search
+from agentr1.tools.search import LONGEST_QUERY, Search
 from agentr1.types import Message, Row, StepResult
 
 ANSWER_ALONE = "Reply with <answer>the answer alone</answer>: a name, a number, a date, yes or no."
@@ -74,7 +74,7 @@ class NaiveRagEnv(ClosedBookEnv):
     async def reset(self, row: Row) -> Sequence[Message]:
         """Open with the instructions, the passages as the search tool shows them, the question."""
         question = _question(row)
-        found = await self._search(query=question)
+        found = await self._search(query=question[:LONGEST_QUERY])
         titles = set(row.get("supporting_titles") or ())
         gold = titles_shown(titles, found)
         self._numbers = {

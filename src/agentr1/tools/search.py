@@ -14,7 +14,7 @@ from agentr1.retrieval.base import Retriever
 from agentr1.retrieval.places import open_retriever
 from agentr1.tools.base import ToolError
 
-_LONGEST_QUERY = 2000
+LONGEST_QUERY = 2000
 """Characters. One request to a server holds the queries of many episodes: it must not be refused
 for the query of one of them."""
 
@@ -59,9 +59,9 @@ class Search:
 
     async def __call__(self, query: str) -> str:
         """Return the best passages, one `title: text` a line."""
-        if len(query) > _LONGEST_QUERY:
+        if len(query) > LONGEST_QUERY:
             raise ToolError(
-                f"the query has {len(query)} characters, expected at most {_LONGEST_QUERY}"
+                f"the query has {len(query)} characters, expected at most {LONGEST_QUERY}"
             )
         # JSON can spell half a surrogate pair, which is no text that could be sent or searched.
         query = query.encode("utf-8", errors="replace").decode("utf-8")
