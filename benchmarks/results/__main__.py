@@ -41,10 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what is missing, as far as the time goes, then write docs/results.*."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__)
     add = parser.add_argument
-    add(
-        "--source",
-        help="hub, or a folder with the data sets (docs/data.md); that begun with, or hub",
-    )
+    add("--source", help="hub, or a folder with the data sets; by default that begun with")
     add("--out", type=Path, default=Path("runs/results"))
     add("--scale", default="gpu", choices=list(SCALES), help="how much of it")
     add("--seeds", type=int, nargs="+", default=[1, 2])
@@ -113,8 +110,8 @@ def refuse_to_renew(stage: Stage, todo: Sequence[Stage], out: Path) -> None:
     made = [other.name for other in todo if other.level > stage.level and other.done()]
     if made and not stage.done():
         sys.exit(
-            f"{stage.name} has to be made, but {', '.join(made)} in {out} were made from an earlier "
-            "one; remove their results, or give another --out"
+            f"{stage.name} has to be made, but {', '.join(made)} in {out} were made from an "
+            "earlier one; remove their results, or give another --out"
         )
 
 

@@ -190,7 +190,8 @@ _READING = """- Exact match asks for the words alone. A model that was never sho
   put beside exact match. That a trained agent beats an untrained model in it is no more than that.
 - Trainings are tested by themselves, baselines by `agentr1 eval`: in other batches, and in bfloat16
   or mixed precision where the training is. A rounding may tip a word here and there.
-- Against the cold start, therefore, a trained system is compared with its own test before the first step.
+- Against the cold start, therefore, a trained system is compared with its own test before the first
+  step.
 - `reinforce_pp` asks each question once a batch, so it sees as many questions as the others see
   episodes.
 """
