@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentr1.data import find_corpus, find_split, load_rows, to_dataset
+from agentr1.prepare import prepare
+from agentr1.retrieval.build import IndexSettings, build_index
 
 MULTIHOP = Path(__file__).resolve().parents[2] / "shared" / "data" / "multihop"
 QUICKSTART = Path(__file__).resolve().parents[1] / "data" / "quickstart"
@@ -146,6 +148,24 @@ def test_find_split_and_corpus(tmp_path, ending):
     assert find_corpus(folder) == own
     assert find_corpus(folder, above) == above
     assert find_corpus(folder, tmp_path) == above
+
+
+def test_an_index_of_passages_that_were_replaced_since_is_refused(tmp_path):
+    def prepared(title):
+        write(tmp_path / "own" / "dev.jsonl", row(source="nq"))
+        write(tmp_path / "own" / "corpus.jsonl", {"id": "p", "title": title, "text": "A city."})
+        prepare("nq", tmp_path / "out", source=str(tmp_path / "own"), force=True)
+
+    (tmp_path / "own").mkdir()
+    prepared("Ulm")
+    folder = tmp_path / "out"
+    build_index(folder / "corpus.jsonl", folder / "index", IndexSettings())
+    assert find_corpus(folder, folder / "index") == folder / "index"
+    prepared("Linz")
+    with pytest.raises(ValueError, match="an index of another corpus"):
+        find_corpus(folder, folder / "index")
+    (folder / "index").rename(tmp_path / "index")  # elsewhere it is nobody's but the user's
+    assert find_corpus(folder, tmp_path / "index") == tmp_path / "index"
 
 
 def test_an_index_folder_and_a_servers_address_are_places_of_a_corpus(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from agentr1.codec import Codec
 from agentr1.engines.base import Sampling
@@ -163,6 +164,17 @@ def test_the_command_fine_tunes_and_leaves_a_run_folder(
     losses = [record["loss"] for record in logged if "loss" in record]
     assert len(losses) == 2
     assert losses[1] < losses[0]
+
+
+def test_the_policy_carries_the_template_it_was_taught_under_another_name(recipe: Path) -> None:
+    tools = [schema(CountingTool())]
+    own = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    own += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    policy = Path("policy").rename("SmolLM2-tiny")  # shows no tools, and borrows another's
+    (policy / "chat_template.jinja").write_text(own)
+    assert main([recipe.name, "--model_name_or_path", str(policy)]) == 0
+    taught = AutoTokenizer.from_pretrained("out/final")
+    assert taught.chat_template == Codec(taught, tools, "out/final").template != own
 
 
 def test_the_commands_mistakes_are_one_line(

@@ -18,7 +18,9 @@ from typing import Any
 from datasets import Dataset, Features, Json, List, Value
 
 from agentr1.retrieval.manifest import NAME as MANIFEST
+from agentr1.retrieval.manifest import check_corpus, read_manifest
 from agentr1.retrieval.remote import is_address
+from agentr1.sources.folder import CARD
 
 _ENDINGS = (".jsonl", ".jsonl.gz")
 _TEXTS = List(Value("string"))
@@ -102,11 +104,15 @@ def find_corpus(dataset_dir: str | Path, corpus: str | Path | None = None) -> Pa
 
     Raises:
         FileNotFoundError: naming the places looked at.
-        ValueError: both endings exist in one place.
+        ValueError: both endings exist in one place, or an index in the dataset's folder is of
+            passages that lay there before.
     """
     if corpus is not None and is_address(corpus):
         return str(corpus)
-    if corpus is not None and (Path(corpus).is_file() or (Path(corpus) / MANIFEST).is_file()):
+    if corpus is not None and (Path(corpus) / MANIFEST).is_file():
+        _refuse_outdated(Path(corpus), Path(dataset_dir))
+        return Path(corpus)
+    if corpus is not None and Path(corpus).is_file():
         return Path(corpus)
     folder = Path(dataset_dir).absolute()
     places = [folder, folder.parent] if corpus is None else [Path(corpus).absolute()]
@@ -118,6 +124,18 @@ def find_corpus(dataset_dir: str | Path, corpus: str | Path | None = None) -> Pa
         f"no corpus: expected corpus.jsonl or corpus.jsonl.gz in {' or '.join(map(str, places))}; "
         "put it there, or name a file, an index folder or a server's address with `corpus`"
     )
+
+
+def _refuse_outdated(index: Path, dataset: Path) -> None:
+    """Refuse an index that was built before the passages beside it were replaced.
+
+    Only one in the data set's own folder: any questions may be asked of an index elsewhere.
+    """
+    card = dataset / CARD
+    if card.is_file() and index.resolve().is_relative_to(dataset.resolve()):
+        corpus = json.loads(card.read_text(encoding="utf-8")).get("corpus")
+        if corpus:
+            check_corpus(index, read_manifest(index), {"name": corpus["file"], **corpus})
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:

@@ -62,6 +62,7 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
     source = resolve_model(recipe.model.model_name_or_path, search_roots())
     tokenizer = load_tokenizer(source, search_roots())
     codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
+    tokenizer.chat_template = codec.template  # a saved policy carries what it was taught
     dataset = Dataset.from_list(list(training_rows(read_conversations(demonstrations), codec)))
     config = recipe.training
     folder = run_folder(recipe, resume=False)
