@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -19,6 +19,7 @@ from agentr1.cli import main
 from agentr1.data import find_corpus, find_split, load_rows
 from agentr1.prepare import prepare
 from agentr1.retrieval.base import load_passages
+from agentr1.sources.folder import Staging, check_files
 from agentr1.sources.lines import stamp_of
 from agentr1.sources.table import DATA_SETS, MIX_ROWS, NAMES
 from question_sets import lines_of, write_array, write_csv, write_lines, write_own
@@ -200,6 +201,18 @@ def test_the_readme_says_what_the_card_says(tmp_path: Path) -> None:
         assert words in text
 
 
+def test_gold_ids_are_written_only_where_they_are_all(tmp_path: Path) -> None:
+    records = [made.hotpotqa(i) for i in range(3)]
+    records[1]["context"].pop()  # as where a retriever chose the passages
+    records[2]["context"][1][1] = [""]
+    write_array(tmp_path / "in" / "hotpot_dev_fullwiki_v1.json", records)
+    prepare("hotpotqa", tmp_path / "out", source=str(tmp_path / "in"))
+    rows = lines_of(tmp_path / "out" / "dev.jsonl")
+    assert [len(row.get("gold_ids", ())) for row in rows] == [2, 0, 0]
+    assert [len(row["supporting_titles"]) for row in rows] == [2, 2, 2]
+    assert "gold_ids" not in rows[1].keys() | rows[2].keys()
+
+
 # Drawing ---------------------------------------------------------------------------------------
 
 
@@ -317,6 +330,98 @@ def test_official_splits_added_one_by_one_share_their_corpus(tmp_path: Path) -> 
     assert card["corpus"]["passages"] == whole["corpus"]["passages"]
     ids = {p["id"] for p in lines_of(tmp_path / "out" / "corpus.jsonl")}
     assert ids == {p["id"] for p in lines_of(tmp_path / "whole" / "corpus.jsonl")}
+
+
+@pytest.mark.parametrize(("early", "late"), [("dev", "train"), ("train", "dev"), ("dev", "dev")])
+def test_what_another_command_wrote_meanwhile_is_added_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: str, late: str
+) -> None:
+    train = [made.own(i) for i in range(6)]
+    source = str(write_own(tmp_path / "in", train=train, dev=[made.own(2), made.own(9)]))
+    wanted = prepare("hotpotqa", tmp_path / "at once", splits=[early, late], source=source)
+    out = tmp_path / "out"
+
+    class Late(Staging):
+        """The real one, after another command has come and gone."""
+
+        def __enter__(self) -> Self:
+            monkeypatch.undo()
+            prepare("hotpotqa", out, splits=[early], source=source)
+            return super().__enter__()
+
+    monkeypatch.setattr("agentr1.prepare.Staging", Late)
+    card = prepare("hotpotqa", out, splits=[late], source=source)
+    assert json.loads((out / "card.json").read_text()) == card
+    assert (card["splits"], card["corpus"]["sha256"]) == (
+        wanted["splits"],
+        wanted["corpus"]["sha256"],
+    )
+    assert len(card["commands"]) == len({early, late})
+    check_files(out, card)
+
+
+def test_a_drawn_train_split_that_shrinks_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = [made.own(i) for i in range(6)]
+    source = write_own(tmp_path / "in", train=train, dev=[made.own(2), made.own(9)])
+    said = "1 of the 6 train questions drawn were taken out again"
+    command = ["data", "hotpotqa", "--source", str(source), "--out", str(tmp_path / "out")]
+    for split, n, shrunk in (("train", 6, False), ("dev", 2, True)):
+        assert main([*command, "--split", split, "--n", str(n)]) == 0
+        assert (said in capsys.readouterr().out) is shrunk
+        assert (said in (tmp_path / "out" / "README.md").read_text()) is shrunk
+    assert main([*command[:-1], str(tmp_path / "at_once"), "--n", "2"]) == 0
+    assert "taken out again" not in capsys.readouterr().out
+
+
+def left_by_an_interrupt(monkeypatch: pytest.MonkeyPatch, at: int, work: Callable[[], Any]) -> bool:
+    """Do something whose rename number `at` is interrupted; whether it came to that."""
+    rename, renamed = Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        renamed.append(target)
+        if len(renamed) > at:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replace)
+        try:
+            work()
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_wherever_it_is_cut_off_the_same_command_again_repairs_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    train = [made.own(i) for i in range(6)]
+    first = write_own(tmp_path / "1", train=train, dev=[made.own(2), made.own(9)])
+    other = write_own(tmp_path / "2", None, test=[made.own(7, gold_ids=[])])
+
+    def begin(out: Path) -> None:
+        prepare("hotpotqa", out, splits=() if force else ["train"], source=str(first))
+
+    def command(out: Path) -> dict[str, Any]:
+        source = str(other if force else first)
+        return prepare("hotpotqa", out, source=source, force=force, command=["again"])
+
+    begin(tmp_path / "undisturbed")
+    command(tmp_path / "undisturbed")
+    wanted = {path.name: path.read_bytes() for path in (tmp_path / "undisturbed").iterdir()}
+    for at in range(9):
+        out = tmp_path / f"cut at {at}"
+        begin(out)
+        cut = left_by_an_interrupt(monkeypatch, at, lambda out=out: command(out))
+        card = command(out)
+        check_files(out, card)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == wanted
+        if not cut:
+            break
+    assert at == (4 if force else 6)  # one for the list, one a file
 
 
 # What is refused -------------------------------------------------------------------------------

@@ -9,21 +9,24 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks.results import __main__ as results
 from benchmarks.results import mix
+from benchmarks.results import report as report_module
+from benchmarks.results import stages as stages_module
 from benchmarks.results.report import seeds_of, write_report
-from benchmarks.results.stages import METRICS, RL, SCALES, Stage, stages
+from benchmarks.results.stages import METRICS, RL, SCALES, Scale, Stage, stages
 
 from agentr1.ablate import ROWS
 from agentr1.recipe import load_recipe
 from agentr1.runs import write_header, write_json, write_scores
 from agentr1.scoring import Scored
 from agentr1.types import Message, StopReason, Trajectory, Turn
+from trainers import save_policy
 
 SETS = ("hotpotqa", "2wiki", "musique")
 
@@ -270,3 +273,81 @@ def test_the_report_pairs_each_seed_with_its_own_test_before(tmp_path: Path) -> 
     assert "2wiki, n=3, ceiling .750" in page
     assert "in no table: ppo, rloo, reinforce_pp, reinforce_pp_baseline." in page
     assert "make results ARGS='--source hub --scale gpu'" in page
+
+
+# Everything ---------------------------------------------------------------------------------------
+
+
+def own_set(folder: Path, name: str) -> None:
+    """Questions over two passages each, of which every demonstration's searches find both."""
+    corpus = []
+    for split, count in (("train", 110), ("dev", 3)):
+        rows = []
+        for i in range(count):
+            child, mother, town = (
+                f"{name} {split} {i} Fisher",
+                f"Old {split} {i} {name}",
+                f"Ulm {i}",
+            )
+            corpus += [
+                {"id": child, "title": child, "text": f"She is a daughter of {mother}."},
+                {"id": mother, "title": mother, "text": f"She was born in Ulm {i}."},
+            ]
+            question = f"Where was the mother of {child} born?"
+            titles = [child, mother]
+            answers = {"answers": [town], "supporting_titles": titles, "hops": 2}
+            rows.append(
+                {"id": f"{name}{split}{i}", "question": question, "source": name, **answers}
+            )
+        write_lines(folder / name / f"{split}.jsonl", rows)
+    write_lines(folder / name / "corpus.jsonl", corpus)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_one_command_goes_from_data_to_the_table_and_then_does_nothing_twice(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    make_model: Callable[..., Any],
+    tokenizer: Any,
+) -> None:
+    for name in SETS:
+        own_set(tmp_path / "source", name)
+    base = save_policy(tmp_path / "SmolLM2-tiny", make_model(), tokenizer)
+    short = ("--max_completion_length", "256", "--max_turn_tokens", "32")
+    small = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2")
+    tiny = Scale(
+        questions=2,
+        demonstrations=4,
+        ablation=False,
+        everywhere=("--use_cpu", "true", "--bf16", "false", "--search_passage_chars", "60"),
+        sft=("--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1", *small),
+        play=short,
+        rl=("--max_steps", "2", "--save_steps", "1", "--num_generations", "4", *small, *short),
+        at_once=8,
+    )
+    repository = Path(results.__file__).parents[2]
+    monkeypatch.setattr(results, "ROOT", tmp_path)  # where docs/ are written
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repository), str(repository / "src")]))
+    monkeypatch.setitem(SCALES, "cpu", tiny)
+    monkeypatch.setattr(stages_module, "BASE", str(base))
+    for module in (stages_module, report_module):
+        monkeypatch.setattr(module, "RL", ("grpo", "ppo"))
+    command = ["--source", "source", "--scale", "cpu", "--seeds", "1", "--out", "out"]
+    monkeypatch.chdir(tmp_path)
+    assert results.main(command) == 0
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "make results ARGS='--source source --scale cpu --seeds 1'" in page
+    records = json.loads((tmp_path / "docs" / "results.json").read_text())
+    systems = {r["system"] for r in records}
+    assert systems == {"cold_start", *stages_module.BASELINES, "grpo", "ppo"}
+    assert {r["dataset"] for r in records} == set(SETS)
+    assert {r["steps"] for r in records if r["system"] == "ppo" and "steps" in r} == {2}
+    assert (tmp_path / "docs" / "results.svg").exists()
+    capfd.readouterr()
+    assert results.main(command) == 0
+    said = capfd.readouterr().out
+    assert said.count("done before") == 9
+    assert "took" not in said
+    assert (tmp_path / "docs" / "results.md").read_text() == page

@@ -24,8 +24,16 @@ from agentr1.retrieval.base import LONG
 from agentr1.rewards import normalize_answer
 from agentr1.sources import own
 from agentr1.sources.base import Question
-from agentr1.sources.card import REASONS, UNCHECKED, readme
-from agentr1.sources.folder import CARD, CORPUS, README, SCHEMA, Staging, read_card
+from agentr1.sources.card import REASONS, notes, readme
+from agentr1.sources.folder import (
+    CARD,
+    CORPUS,
+    README,
+    SCHEMA,
+    Staging,
+    is_being_written,
+    read_card,
+)
 from agentr1.sources.hub import read_hub
 from agentr1.sources.passages import Digests, PassageFile, digest
 from agentr1.sources.plan import HUB, Part, plan, refuse_own_input, requests, still_missing
@@ -69,14 +77,19 @@ def prepare(
         raise ValueError(f"--n must be at least 1, or left out for all questions, got {n}")
     parts = plan(name, splits, n, source)
     refuse_own_input(out, parts)
-    old = None if force else read_card(out)
     asked = requests(parts, seed)
-    if old is not None:
-        missing = still_missing(out, old, name, asked)
-        if not missing:
+    if not force and not is_being_written(out):
+        old = read_card(out)
+        if old is not None and not still_missing(out, old, name, asked):
             return old
-        parts = [part for part in parts if part.split in missing]
     with Staging(out) as staging:
+        # Asked again: another command may have come this far before the lock was ours.
+        old = None if force else read_card(out)
+        if old is not None:
+            missing = still_missing(out, old, name, asked)
+            if not missing:
+                return old
+            parts = [part for part in parts if part.split in missing]
         done, corpus = _write(staging, parts, old, seed)
         for split in {part.split for part in parts}:
             done[split] |= asked[split]
@@ -140,7 +153,8 @@ class Writing:
             "hops": question.hops,
             "level": question.level,
             "supporting_titles": None if titles is None else list(titles),
-            "gold_ids": [i for at in question.gold if (i := ids[at])] if ids else None,
+            # Some of them alone would make finding those look like finding all.
+            "gold_ids": [ids[at] for at in question.gold] if question.has_all_gold else None,
             "source": part.name,
         }
         row = {k: v for k, v in columns.items() if v is not None} | dict(question.more)
@@ -335,14 +349,15 @@ def report(card: Mapping[str, Any], out: Path) -> None:
             told = f"; left out: {', '.join(reasons)}" if reasons else ""
             of = f"of {counts['read']:,} questions"
             print(f"{split:7}{name:10}{counts['questions']:>10,} {of}{told}")
-    if card["splits"].get("train", {}).get("overlap_checked") is False:
-        print(f"note: {UNCHECKED}; add one with --split if the source has it")
+    for note in notes(card["splits"]):
+        print(f"note: {note}")
     corpus = card["corpus"]
     print(f"corpus {'':10}{corpus['passages']:>10,} passages" if corpus else "no passages")
     if corpus and corpus["long"]:
         told = f"{corpus['long']:,} passages have {LONG:,} characters or more, the longest"
         print(f"warning: {told} {corpus['longest']:,}; they are kept whole")
-    print(f"in {out}, see its {README}; agentr1 train RECIPE --dataset {out}")
+    where = f"--dataset {out}" + (f" --corpus {out / CORPUS}, or an index of it" if corpus else "")
+    print(f"in {out}, see its {README}; agentr1 train RECIPE {where}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentr1.sources.folder import SCHEMA, Staging, check_files, read_card
+from agentr1.sources.folder import SCHEMA, Staging, check_files, is_being_written, read_card
 from agentr1.sources.lines import LineFile, stamp_of
 
 
@@ -49,6 +49,27 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
         stage(staging, "train.jsonl")
         staging.publish(replace=False)
     assert names(tmp_path) == {"train.jsonl"}
+
+
+def test_a_file_that_cannot_be_renamed_loses_nothing_and_is_renamed_later(tmp_path: Path) -> None:
+    for name in ("card.json", "corpus.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "dev.jsonl").mkdir()
+    new = {"card.json", "corpus.jsonl", "dev.jsonl"}
+    with pytest.raises(OSError, match="same command again"), Staging(tmp_path) as staging:
+        stage(staging, *new)
+        staging.publish(replace=True)
+    for _ in range(2):
+        assert is_being_written(tmp_path)
+        assert (tmp_path / "card.json").read_text() == "old"
+        assert (tmp_path / "corpus.jsonl").read_text() == "new corpus.jsonl"
+        assert (tmp_path / ".partial" / "dev.jsonl").read_text() == "new dev.jsonl"
+        with pytest.raises(OSError, match="same command again"), Staging(tmp_path):
+            pass
+    (tmp_path / "dev.jsonl").rmdir()
+    with Staging(tmp_path):
+        assert {name: (tmp_path / name).read_text() for name in new} == {n: f"new {n}" for n in new}
+    assert names(tmp_path) == new
 
 
 def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:

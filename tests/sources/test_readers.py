@@ -51,6 +51,19 @@ def test_a_gold_passage_that_is_not_there_keeps_its_title() -> None:
     assert question.gold == (1,)
 
 
+def test_all_gold_is_there_only_with_every_title_and_every_text() -> None:
+    record = made.hotpotqa(7)
+    rivers, river, town = record["context"]
+    for context, complete in (
+        ([rivers, river, town], True),
+        ([rivers, river], False),
+        ([rivers, river, ["Town 7", [" "]]], False),
+        ([["Rivers", []], river, town], True),
+        ([], False),
+    ):
+        assert hotpotqa.read(record | {"context": context}, "f").has_all_gold is complete
+
+
 def test_withheld_answers_are_no_answers() -> None:
     record = made.hotpotqa()
     del record["answer"], record["supporting_facts"]
@@ -155,6 +168,16 @@ WRONG: dict[str, tuple[Reader, dict[str, Any], str]] = {
         musique.read,
         made.musique(paragraphs=[{"title": "t", "paragraph_text": 7}]),
         "'paragraph_text'",
+    ),
+    "list as number": (
+        musique.read,
+        made.musique(paragraphs=[{"idx": [1], "title": "t", "paragraph_text": "x"}]),
+        "paragraph 0: 'idx' must be a whole number, or missing, got [1]",
+    ),
+    "list as support": (
+        musique.read,
+        made.musique(question_decomposition=[{"id": 1}, {"paragraph_support_idx": [1]}]),
+        "step 1: 'paragraph_support_idx' must be a whole number, or missing, got [1]",
     ),
     "another sheet": (bamboogle.read, {"question": "x"}, "'Question'"),
     "text as answers": (nq.read, made.nq(answer="x"), "'answer'"),

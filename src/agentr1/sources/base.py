@@ -55,6 +55,17 @@ class Question:
     answerable: bool = True
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def has_all_gold(self) -> bool:
+        """Whether the passages that prove the answer all came with the question, none empty."""
+        gold = [self.passages[at] for at in self.gold]
+        titles = {passage.title for passage in gold}
+        return (
+            bool(self.passages)
+            and all(passage.text for passage in gold)
+            and titles.issuperset(self.supporting_titles or ())
+        )
+
 
 Reader = Callable[[Mapping[str, Any], str], Question]
 """`read(record, place)`; raises `ValueError` with the place, the field and what was expected."""
@@ -84,6 +95,14 @@ def optional_text(record: Mapping[str, Any], name: str, place: str) -> str | Non
     if value is not None and not isinstance(value, str):
         raise wrong(record, name, place, "a text, or missing")
     return whole(value.strip(), name, place) or None if value else None
+
+
+def optional_number(record: Mapping[str, Any], name: str, place: str) -> int | None:
+    """A whole number that may be missing."""
+    value = record.get(name)
+    if value is not None and type(value) is not int:
+        raise wrong(record, name, place, "a whole number, or missing")
+    return value
 
 
 def list_of(record: Mapping[str, Any], name: str, place: str) -> Sequence[Any]:

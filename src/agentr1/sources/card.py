@@ -17,7 +17,6 @@ REASONS = {
     "not_sampled": "not in the sample",
 }
 """Why a question that was read is not written, in the card's words and in the README's."""
-UNCHECKED = "train questions that dev or test ask too were not looked for: the folder has neither"
 
 
 def readme(card: Mapping[str, Any]) -> str:
@@ -38,6 +37,26 @@ def readme(card: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def notes(splits: Mapping[str, Any]) -> list[str]:
+    """What the numbers of a train split do not say."""
+    train = splits.get("train")
+    if train is None:
+        return []
+    found = []
+    if train.get("overlap_checked") is False:
+        found.append(
+            "train questions that dev or test ask too were not looked for: the folder has neither; "
+            "add one with --split if the source has it"
+        )
+    drawn = sum(n or 0 for n in train["n"].values())
+    if taken := max(drawn - train["questions"], 0):
+        found.append(
+            f"{taken:,} of the {drawn:,} train questions drawn were taken out again, since a split "
+            "added later asks them too; all splits in one command keep --n exact"
+        )
+    return found
+
+
 def _questions(splits: Mapping[str, Any]) -> str:
     lines = ["| split | from | questions | of | left out |", "|---|---|---|---|---|"]
     for split, record in splits.items():
@@ -47,8 +66,8 @@ def _questions(splits: Mapping[str, Any]) -> str:
             )
             cells = [split, name, f"{counts['questions']:,}", f"{counts['read']:,}", reasons or "-"]
             lines.append(f"| {' | '.join(cells)} |")
-    if splits.get("train", {}).get("overlap_checked") is False:
-        lines += ["", f"{UNCHECKED[0].upper()}{UNCHECKED[1:]}."]
+    for note in notes(splits):
+        lines += ["", f"{note[0].upper()}{note[1:]}."]
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """The folder of a prepared data set: what it may replace, and how it changes in one piece.
 
-Layer 1. Files are written aside, in `.partial`, and renamed when all are complete; `card.json` goes
-first and comes last, so a folder with a card is whole. Knows names and bytes, no questions.
+Layer 1. Files are written aside, in `.partial`, and renamed when all are complete, `card.json` as
+the last. Where that is cut off, `.partial` keeps the files that are left and a list that says so,
+and whoever writes the folder next renames them first. Knows names and bytes, no questions.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ _STAMP = {"file": str, "bytes": int, "sha256": str}
 _SPLIT = {**_STAMP, "n": dict, "seed": (int, type(None)), "origins": dict, "sources": dict}
 _SOURCE = {"read": int, "left_out": dict}
 """What a card must hold to be added to, and of which type."""
+_ASIDE = ".partial"
+_LOCK = "lock"
+_COMPLETE = "complete.json"
+"""Beside files that are all complete: the names that the folder holds and shall not any longer."""
 _NAMES = (CARD, README, *(f"{s}.jsonl{end}" for s in (*SPLITS, "corpus") for end in ("", ".gz")))
 
 
@@ -93,8 +98,13 @@ def _ways() -> str:
     return "give another --out, or --force to write it anew"
 
 
+def is_being_written(folder: Path) -> bool:
+    """Whether a process writes the folder, or one that did was cut off."""
+    return (folder / _ASIDE).exists()
+
+
 class Staging:
-    """`.partial` in the folder while it is being written; gone afterwards, whatever happened.
+    """`.partial` in the folder while it is being written; gone afterwards, unless renaming failed.
 
     Attributes:
         folder: the one being written; made if it does not exist.
@@ -102,15 +112,20 @@ class Staging:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._aside = folder / ".partial"
+        self._aside = folder / _ASIDE
 
     def __enter__(self) -> Self:
         self._made = not self.folder.exists()
         self._aside.mkdir(parents=True, exist_ok=True)
-        self._lock = locked(self._aside / "lock", self.folder)
-        for path in self._aside.iterdir():  # of a process that was killed
-            if path.name != "lock":
-                path.unlink()
+        self._lock = locked(self.path(_LOCK), self.folder)
+        try:  # what a process left that was cut off
+            if self.path(_COMPLETE).exists():
+                self._rename()
+            for name in self._written():
+                self.path(name).unlink()
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(
@@ -119,7 +134,8 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self._aside)
+        if not self.path(_COMPLETE).exists():
+            shutil.rmtree(self._aside)
         self._lock.close()
         if self._made and not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -133,11 +149,31 @@ class Staging:
 
         Args:
             replace: remove what the folder held of this kind and was not written now.
+
+        Raises:
+            OSError: a file cannot be renamed; nothing is lost, the next `Staging` goes on.
         """
-        written = {path.name for path in self._aside.iterdir()} - {"lock"}
-        (self.folder / CARD).unlink(missing_ok=True)
-        for name in _NAMES if replace else ():
-            if name not in written:
+        written = self._written()
+        dropped = [name for name in _NAMES if replace and name not in written]
+        half = self.path(f"{_COMPLETE}.half")
+        half.write_text(json.dumps(dropped), encoding="utf-8")
+        half.replace(self.path(_COMPLETE))
+        self._rename()
+
+    def _rename(self) -> None:
+        """Put what is complete in its place; what was done before a cut is done already."""
+        complete = self.path(_COMPLETE)
+        try:
+            for name in json.loads(complete.read_text(encoding="utf-8")):
                 (self.folder / name).unlink(missing_ok=True)
-        for name in sorted(written, key=lambda name: name == CARD):
-            self.path(name).replace(self.folder / name)
+            for name in sorted(self._written(), key=lambda name: (name == CARD, name)):
+                self.path(name).replace(self.folder / name)
+            complete.unlink()
+        except OSError as error:
+            raise OSError(
+                f"{error}: all files are complete and those not yet in their place are in "
+                f"{self._aside}; mend this and give the same command again, which goes on there"
+            ) from error
+
+    def _written(self) -> set[str]:
+        return {path.name for path in self._aside.iterdir()} - {_LOCK, _COMPLETE}

@@ -13,6 +13,7 @@ from agentr1.sources.base import (
     Context,
     Question,
     list_of,
+    optional_number,
     optional_text,
     text_of,
     texts_of,
@@ -35,7 +36,7 @@ def read(record: Mapping[str, Any], place: str) -> Question:
         )
         for i, paragraph in enumerate(paragraphs)
     )
-    gold = _in_order_of_hops(paragraphs, steps)
+    gold = _in_order_of_hops(paragraphs, steps, place)
     answer = optional_text(record, "answer", place)
     return Question(
         id=identity,
@@ -51,10 +52,17 @@ def read(record: Mapping[str, Any], place: str) -> Question:
 
 
 def _in_order_of_hops(
-    paragraphs: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]
+    paragraphs: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]], place: str
 ) -> tuple[int, ...]:
     """Where the supporting paragraphs are, the one for the first hop first."""
-    places = {paragraph.get("idx", i): i for i, paragraph in enumerate(paragraphs)}
-    named = [places[key] for s in steps if (key := s.get("paragraph_support_idx")) in places]
+    places: dict[int | None, int] = {}
+    for i, paragraph in enumerate(paragraphs):
+        number = optional_number(paragraph, "idx", f"{place}, paragraph {i}")
+        places[i if number is None else number] = i
+    keys = [
+        optional_number(step, "paragraph_support_idx", f"{place}, step {i}")
+        for i, step in enumerate(steps)
+    ]
+    named = [places[key] for key in keys if key in places]
     marked = [i for i, paragraph in enumerate(paragraphs) if paragraph.get("is_supporting") is True]
     return tuple(dict.fromkeys([*named, *marked]))

@@ -12,6 +12,7 @@ from typing import Any
 from agentr1.sources.base import (
     Question,
     list_of,
+    optional_number,
     optional_text,
     text_of,
     texts_of,
@@ -32,9 +33,7 @@ def read(record: Mapping[str, Any], place: str) -> Question:
     answers = list_of(record, "answers", place)
     if not all(type(answer) in (str, int, float) for answer in answers):
         raise wrong(record, "answers", place, "a list of texts or numbers")
-    hops = record.get("hops")
-    if hops is not None and type(hops) is not int:
-        raise wrong(record, "hops", place, "a whole number, or missing")
+    optional_number(record, "hops", place)
     for name in ("supporting_titles", "gold_ids"):
         texts_of(record, name, place)
     for name in ("type", "level"):
