@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 
 from agentr1.cli import main
 from agentr1.engines.base import Sampling
@@ -97,6 +98,21 @@ def test_a_request_under_way_is_answered_before_the_server_stops(tmp_path: Path)
                 answer += chunk
         assert answer.startswith(b"HTTP/1.1 200")
         assert running.wait(20) == 0
+
+
+def test_a_server_that_stops_waits_as_long_as_a_request_may_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graces = []
+
+    def run(server: uvicorn.Server, sockets: Any) -> None:
+        graces.append(server.config.timeout_graceful_shutdown)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    assert main(["serve-retriever", str(CORPUS), "--port", "0"]) == 0
+    assert main(["serve-retriever", str(CORPUS), "--port", "0", "--max-seconds", "2"]) == 0
+    assert "stopped" in capsys.readouterr().out
+    assert 60 < graces[0] < 70 and 2 < graces[1] < 12
 
 
 def _metrics(url: str) -> str:

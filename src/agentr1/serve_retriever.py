@@ -23,8 +23,9 @@ from agentr1.retrieval.manifest import NAME
 from agentr1.retrieval.places import open_place
 from agentr1.signals import StopSignals
 
-_GRACE_SECONDS = 20
-"""What requests under way have to be answered in after a signal."""
+_GRACE_SECONDS = 5
+"""Beyond what a request may take: after a signal, those under way are answered or given up by then.
+"""
 _HELP = {
     "default_k": "passages per query where a request does not say",
     "max_k": "passages per query",
@@ -59,6 +60,7 @@ def serve_retriever(
             f"the retriever's server needs {error.name}, which is not installed; "
             'pip install "agentr1[serve]"'
         ) from error
+    limits = limits or Limits()
     with _bound(host, port) as listener:
         print(f"opening {place}", file=sys.stderr, flush=True)
         index = open_place(place)
@@ -70,7 +72,7 @@ def serve_retriever(
                 access_log=False,
                 # Longer than clients keep an idle connection, or a request might meet its end.
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=_GRACE_SECONDS,
+                timeout_graceful_shutdown=limits.max_seconds + _GRACE_SECONDS,
                 lifespan="off",
             )
         )

@@ -6,6 +6,8 @@ The interruptions are real ones where it matters: a process killed while it work
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +88,20 @@ def test_prefixes_are_kept_with_the_index(corpus: Path, tmp_path: Path, encoder:
     assert indexes[1].rank(["w3"], 1) != indexes[0].rank(["w3"], 1)
 
 
+def test_a_model_in_a_folder_is_found_from_any_other(
+    corpus: Path, tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, _, folder = encoder.partition(":")
+    with monkeypatch.context() as patch:
+        patch.chdir(Path(folder).parent)
+        relative = IndexSettings("dense", f"{library}:{Path(folder).name}")
+        first = build_index(corpus, tmp_path / "index", relative)
+        assert build_index(corpus, tmp_path / "index", relative) == first
+    assert open_index(tmp_path / "index").search(QUERIES, 3)
+    assert build_index(corpus, tmp_path / "index", IndexSettings("dense", encoder)) == first
+    assert IndexSettings("dense").recorded["encoder"] == IndexSettings("dense").encoder
+
+
 @pytest.mark.parametrize("stage", ["words", "postings", "vectors"])
 def test_finished_stages_are_not_done_again(
     corpus: Path, tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -164,14 +180,49 @@ def _stop_before_postings(corpus: Path, folder: Path, monkeypatch: pytest.Monkey
             build_index(corpus, folder, WORDS)
 
 
-def test_counts_that_are_gone_are_made_again(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("left", [None, 1200])
+def test_counts_that_are_gone_or_cut_are_made_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int | None
 ) -> None:
     """They are no part of an index, so nothing else would tell that they are missing."""
     _stop_before_postings(corpus, tmp_path / "index", monkeypatch)
-    postings.drop_counts(tmp_path / "index" / "bm25")
+    if left is None:
+        postings.drop_counts(tmp_path / "index" / "bm25")
+    else:
+        for name in ("words.i32", "counts.i32", "lengths.i32"):
+            os.truncate(tmp_path / "index" / "bm25" / name, left)
     build_index(corpus, tmp_path / "index", WORDS)
-    assert open_index(tmp_path / "index").search(QUERIES, 5)
+    index = open_index(tmp_path / "index")
+    assert index.search(QUERIES, 5) == Bm25Index(PASSAGES).search(QUERIES, 5)
+
+
+@pytest.mark.parametrize(("name", "size"), [("passages.jsonl", 1000), ("passages.ends.i64", 0)])
+def test_a_half_built_folder_whose_passages_were_cut_is_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    folder = tmp_path / "index"
+    _stop_before_postings(corpus, folder, monkeypatch)
+    os.truncate(folder / name, size)
+    reason = rf"{name} has {size} bytes, its manifest says \d+: .* remove {folder} and build"
+    with pytest.raises(ValueError, match=reason):
+        build_index(corpus, folder, WORDS)
+    shutil.rmtree(folder)
+    build_index(corpus, folder, WORDS)
+
+
+def test_a_half_built_folder_of_something_else_can_be_removed(
+    corpus: Path, tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands there may have taken hours, so it is not begun anew without being asked."""
+    folder = tmp_path / "index"
+    _stop_before_postings(corpus, folder, monkeypatch)
+    way_out = f"remove {folder}: no finished index is lost"
+    with pytest.raises(ValueError, match=f"another, half built index of this .*{way_out}"):
+        build_index(corpus, folder, IndexSettings("dense", encoder))
+    other = write_corpus(tmp_path / "other.jsonl", PASSAGES[:300])
+    with pytest.raises(ValueError, match=f"a half built index of another corpus: .*{way_out}"):
+        build_index(other, folder, WORDS)
+    build_index(corpus, folder, WORDS)
 
 
 def test_a_build_goes_on_where_the_rest_fits_the_disk(
@@ -253,6 +304,11 @@ def test_a_malformed_corpus_leaves_nothing_that_opens_and_can_be_mended(tmp_path
     write_corpus(corpus, PASSAGES)
     build_index(corpus, tmp_path / "index", WORDS)
     assert len(open_index(tmp_path / "index")) == 400
+    write_corpus(corpus, [Passage("a", "?", "!")])
+    with pytest.raises(ValueError, match="no passage holds a word"):
+        build_index(corpus, tmp_path / "words", WORDS)
+    write_corpus(corpus, PASSAGES)
+    build_index(corpus, tmp_path / "words", WORDS)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds no passages"):
         build_index(tmp_path / "empty.jsonl", tmp_path / "new", WORDS)
@@ -277,6 +333,7 @@ def test_too_few_passages_for_compression_are_refused_before_encoding(
     with pytest.raises(ValueError, match="at least 5000 passages .* build with --layout flat"):
         build_index(corpus, tmp_path / "index", settings)
     assert not list((tmp_path / "index").rglob(dense.VECTORS))
+    build_index(corpus, tmp_path / "index", IndexSettings("dense", encoder, layout="flat"))
 
 
 def test_a_compressed_folder_opens(
@@ -292,7 +349,10 @@ def test_a_compressed_folder_opens(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"schema": 0}, "has schema 0, this version reads 2: build the index again"),
+        (
+            {"schema": 0},
+            "has schema 0, this version reads 2: remove .*index and build the index again",
+        ),
         ({"kind": "sparse"}, "is broken: .* and 'sparse'"),
         ({"schema": 1}, "has schema 1, this version reads 2"),
         ({"colour": "red"}, "is broken: expected the keys"),
@@ -329,10 +389,11 @@ def test_a_broken_or_missing_manifest_and_a_changed_file_are_refused(
     with pytest.raises(ValueError, match=r"passages.jsonl has \d+ bytes, its manifest says"):
         open_index(folder)
     (folder / "passages.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"passages.jsonl has None bytes"):
-        build_index(corpus, folder, WORDS)
+    for attempt in (lambda: build_index(corpus, folder, WORDS), lambda: open_index(folder)):
+        with pytest.raises(ValueError, match=rf"jsonl is missing, .* remove {folder} and build"):
+            attempt()
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="is broken"):
+    with pytest.raises(ValueError, match=rf"is broken .*: remove {folder} and build"):
         open_index(folder)
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from agentr1.retrieval.base import Hit, Passage
 from agentr1.retrieval.gathering import Gathered
 from agentr1.retrieval.http import HttpIndex
+from agentr1.retrieval.limits import QUERY_BYTES, Limits
 from agentr1.retrieval.server import make_app
 from retrieval.indexes import EchoIndex, echo, free_port, served
 
@@ -101,6 +102,23 @@ def test_documents_of_all_of_search_r1s_servers_are_read(
     same = canned({"result": [['"Ada"\nShe.\nA lot.']]}).search(["q"], 3)[0][0]
     assert hit.passage.id == (name or same.passage.id)
     assert len(same.passage.id) == 16
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ('"Ada"', "Ada"),
+        ('""Heroes""', '"Heroes"'),
+        ('"The song "Heroes""', 'The song "Heroes"'),
+        ('The song "Heroes"', 'The song "Heroes"'),
+        ('6"', '6"'),
+        ('"', '"'),
+        ('""', ""),
+    ],
+)
+def test_a_titles_own_quotes_stay(line: str, title: str) -> None:
+    ((hit,),) = canned({"result": [[{"contents": f"{line}\nX"}]]}).search(["q"], 1)
+    assert (hit.passage.title, hit.passage.text) == (title, "X")
 
 
 def test_without_scores_the_order_is_kept_and_no_more_than_k_are_taken() -> None:
@@ -222,3 +240,44 @@ def test_concurrent_queries_share_requests_over_event_loops() -> None:
         for _ in range(3):
             asyncio.run(ask(retriever))
     assert len(index.asked) <= 12
+
+
+@pytest.mark.parametrize(
+    ("limits", "requests"),
+    [
+        ({}, 1),
+        ({"max_queries": 8}, 8),
+        ({"max_hits": 27}, 8),
+        ({"max_bytes": 16 * QUERY_BYTES + 5}, 4),
+    ],
+)
+def test_a_batch_is_sent_in_as_many_requests_as_the_servers_limits_ask_for(
+    limits: dict[str, int], requests: int
+) -> None:
+    index, queries = EchoIndex(), [f"q{i}" + "\n" * 1990 for i in range(64)]
+    with served(make_app(index, {}, Limits(**limits))) as url:
+        client = HttpIndex(url)
+        client.check(3)
+        del index.asked[:]
+        assert client.search(queries, 3) == [echo(query, 3) for query in queries]
+        assert client.search([], 3) == []
+    assert len(index.asked) == requests
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_k": 4}, "at most 4 .* 5 are wanted; .* --max-k 5, or lower search_top_k"),
+        ({"max_hits": 4}, "at most 4 .* 5 are wanted; .* --max-hits 5, or lower search_top_k"),
+        ({"max_chars": 1999}, "at most 1999 .* 2000 are wanted; .* --max-chars 2000$"),
+        ({"max_bytes": 9999}, f"at most 9999 .* {QUERY_BYTES} are .* --max-bytes {QUERY_BYTES}$"),
+    ],
+)
+def test_a_server_that_takes_too_little_for_one_query_is_told_at_the_start(
+    limits: dict[str, int], words: str
+) -> None:
+    with (
+        served(make_app(EchoIndex(), {}, Limits(**limits))) as url,
+        pytest.raises(ValueError, match=words),
+    ):
+        HttpIndex(url).check(5)

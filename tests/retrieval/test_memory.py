@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from agentr1.retrieval import memory
+from agentr1.retrieval.base import Passage
 from agentr1.retrieval.memory import Need, available_memory, estimate_need, refuse_too_large
+from agentr1.retrieval.passages import line_of
 from processes import ROOT, environment
 from retrieval.corpora import random_passages, write_corpus
 
@@ -73,6 +75,25 @@ def test_the_beginning_tells_how_many_passages_there_are(
     assert estimate_need(tmp_path / name, words=True).passages == pytest.approx(5000, rel=0.15)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_sample_of_long_passages_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    long = [Passage(str(n), "", f"w{n} " * 500) for n in range(100, 400)]
+    path = write_corpus(tmp_path / "corpus.jsonl", long)
+    whole = estimate_need(path, words=True)
+    if packed:
+        (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path = tmp_path / "corpus.jsonl.gz"
+    seen = []
+    monkeypatch.setattr(memory, "_SAMPLE_BYTES", 64_000)
+    monkeypatch.setattr(memory, "line_of", lambda passage: seen.append(passage) or line_of(passage))
+    need = estimate_need(path, words=True)
+    assert 20 < len(seen) < 40
+    assert need.passages == pytest.approx(300, rel=0.15)
+    assert need.disk == pytest.approx(whole.disk, rel=0.2)
+
+
 def test_other_fields_and_escapes_do_not_count_as_passages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,13 +111,13 @@ def test_a_word_of_every_passage_is_sorted_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_corpus(tmp_path / "corpus.jsonl", random_passages(200))
-    monkeypatch.setattr(memory, "_SAMPLE", 200)
+    monkeypatch.setattr(memory, "_SAMPLE", 199)
     size = path.stat().st_size
     monkeypatch.setattr(memory, "_plain_bytes", lambda corpus: 300_000 * size)
     need = estimate_need(path, words=True)
-    assert need.passages == 60_000_000
+    assert need.passages == pytest.approx(60_000_000, rel=0.01)
     # One word of all of them is 60 million postings at once, whatever a block usually is.
-    assert need.memory > 46 * 60_000_000
+    assert need.memory > 46 * need.passages
 
 
 def test_more_takes_more(tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ def engine(passages: list[Passage]) -> FastAPI:
     """What OpenSearch does with the two requests, ranked by this project's own BM25."""
     app = FastAPI()
     index = Bm25Index(passages) if passages else None
+    shards = {"total": 1, "successful": 1, "skipped": 0, "failed": 0}
 
     @app.get("/wiki/_count")
     def count() -> dict[str, Any]:
-        shards = {"total": 1, "successful": 1, "skipped": 0, "failed": 0}
         return {"count": len(passages), "_shards": shards}
 
     @app.post("/wiki/_msearch")
@@ -47,9 +47,14 @@ def engine(passages: list[Passage]) -> FastAPI:
         return {"took": 3, "responses": [respond(query) for query in lines[1::2]]}
 
     def respond(search: dict[str, Any]) -> dict[str, Any]:
-        match = search["query"]["multi_match"]
-        assert match["fields"] == ["title^1", "text"]
         assert index is not None
+        assert search["_source"] == ["title", "text"]
+        if search["query"] == {"match_all": {}}:
+            found = [Hit(passage, 1.0) for passage in passages[: search["size"]]]
+        else:
+            match = search["query"]["multi_match"]
+            assert match["fields"] == ["title^1", "text"]
+            found = index.search([match["query"]], search["size"])[0]
         hits = [
             {
                 "_index": "wiki",
@@ -57,12 +62,11 @@ def engine(passages: list[Passage]) -> FastAPI:
                 "_score": hit.score,
                 "_source": {"title": hit.passage.title, "text": hit.passage.text},
             }
-            for hit in index.search([match["query"]], search["size"])[0]
+            for hit in found
         ]
         best = max((hit["_score"] for hit in hits), default=None)
-        shards = {"total": 1, "successful": 1, "skipped": 0, "failed": 0}
-        found = {"max_score": best, "hits": hits}
-        return {"took": 2, "timed_out": False, "_shards": shards, "hits": found, "status": 200}
+        shown = {"max_score": best, "hits": hits}
+        return {"took": 2, "timed_out": False, "_shards": shards, "hits": shown, "status": 200}
 
     return app
 
@@ -122,10 +126,40 @@ def test_a_search_that_failed_inside_a_good_answer_is_an_error() -> None:
         canned({"responses": [failed]}).search(["q"], 1)
 
 
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"timed_out": True}, r"cut short by the engine's own time limit \(timed_out\)"),
+        (
+            {"_shards": {"total": 5, "failed": 2, "failures": [{"reason": "circuit breaker"}]}},
+            "failed on 2 of 5 shards: .*circuit breaker",
+        ),
+    ],
+)
+def test_hits_of_a_part_of_the_index_do_not_pass_for_the_best(part: Any, words: str) -> None:
+    answer = hits()
+    answer["responses"][0] |= {"timed_out": False, "_shards": {"total": 5, "failed": 0}}
+    assert canned(answer).search(["q"], 1)[0]
+    answer["responses"][0] |= part
+    with pytest.raises(ConnectionError, match=f"http://engine:9200/wiki: a search .*{words}"):
+        canned(answer).search(["q"], 1)
+
+
+@pytest.mark.parametrize("source", [{}, {"title": "T"}, {"title": "T", "text": None}])
+def test_an_index_without_the_fields_is_told_at_the_start(source: Any) -> None:
+    """Every search in it would find nothing."""
+    answer = {"count": 3, **hits(_source=source)}
+    with pytest.raises(ConnectionError, match=r"that have the fields 'title' and 'text'"):
+        canned(answer).check()
+    canned({"count": 3, **hits()}).check()
+
+
 def test_a_server_that_is_down_or_an_empty_index_is_said_at_the_start() -> None:
-    with pytest.raises(ConnectionError, match="no OpenSearch index answers at"):
+    with pytest.raises(ConnectionError, match="no OpenSearch index of passages answers at"):
         OpenSearchIndex(f"http://127.0.0.1:{free_port()}", "wiki").check()
-    with pytest.raises(ConnectionError, match="no OpenSearch index answers at .*status 404"):
+    with pytest.raises(
+        ConnectionError, match="no OpenSearch index of passages answers at .*status 404"
+    ):
         canned({"error": {"type": "index_not_found_exception"}}, 404).check()
     with served(engine([])) as url, pytest.raises(ConnectionError, match="is empty"):
         OpenSearchIndex(url, "wiki").check()

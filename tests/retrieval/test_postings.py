@@ -11,7 +11,13 @@ import pytest
 from agentr1.retrieval import postings
 from agentr1.retrieval.base import Passage
 from agentr1.retrieval.bm25 import Bm25Index, words_of
-from agentr1.retrieval.postings import FILES, count_words, drop_counts, write_postings
+from agentr1.retrieval.postings import (
+    FILES,
+    count_words,
+    drop_counts,
+    refuse_wordless,
+    write_postings,
+)
 from retrieval.corpora import random_passages, random_queries
 
 PASSAGES = [*random_passages(200), Passage("empty", "", " ?! "), Passage("last", "Ä ß", "w1 w1 Ä")]
@@ -58,11 +64,12 @@ def test_only_what_bm25s_reads_is_left(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
 
 
-def test_a_corpus_without_words_is_refused_in_memory_and_as_a_folder(tmp_path: Path) -> None:
+def test_a_corpus_without_words_is_refused_in_memory_and_for_a_folder() -> None:
     passages = [Passage("a", "?", "!"), Passage("b", "", "")]
-    for make in (lambda: _build(tmp_path / "bm25", passages), lambda: Bm25Index(passages)):
+    for make in (refuse_wordless, Bm25Index):
+        make([*passages, Passage("c", "word", "")])
         with pytest.raises(ValueError, match="no passage holds a word, expected letters or digits"):
-            make()
+            make(passages)
 
 
 def test_a_passage_of_a_megabyte_is_searched_whole(tmp_path: Path) -> None:

@@ -174,7 +174,8 @@ def test_health_and_metrics_answer_while_a_search_runs_and_waiting_requests_beco
         health = (await client.get("/health")).json()
         assert health == {
             **{"status": "ok", "index": "echo", "digest": "abc"},
-            **{"passages": 1000, "max_k": 100},
+            **{"passages": 1000, "max_k": 100, "max_queries": 4096, "max_hits": 50_000},
+            **{"max_chars": 10_000, "max_bytes": 16 * 2**20},
         }
         text = (await client.get("/metrics")).text
         assert "agentr1_retriever_requests_in_flight 6.0" in text

@@ -14,16 +14,17 @@ from typing import Any
 
 from agentr1.locks import locked
 from agentr1.retrieval import dense, postings
-from agentr1.retrieval.encoders import DEFAULT, Encoder
+from agentr1.retrieval.encoders import DEFAULT, Encoder, lasting
 from agentr1.retrieval.manifest import (
     KINDS,
     NAME,
     Manifest,
     check_corpus,
-    check_manifest,
+    check_files,
     corpus_record,
     installed_versions,
     read_manifest,
+    removal,
 )
 from agentr1.retrieval.memory import Need, available_memory, estimate_need, refuse_too_large
 from agentr1.retrieval.opening import BM25, DENSE
@@ -71,7 +72,8 @@ class IndexSettings:
         """What the manifest keeps: for words alone there is nothing to choose."""
         if self.kind == "bm25":
             return {}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "kind"}
+        recorded = {k: v for k, v in dataclasses.asdict(self).items() if k != "kind"}
+        return recorded | {"encoder": lasting(self.encoder)}
 
 
 def build_index(
@@ -98,7 +100,7 @@ def build_index(
     record = corpus_record(corpus)
     manifest = _begun(record, folder, settings)
     if manifest.complete:
-        return check_manifest(folder)
+        return manifest
     encoder = None if settings.kind == "bm25" else Encoder(settings.encoder)
     need = _need(corpus, settings, encoder)
     available = available_memory(need.mapped)
@@ -114,7 +116,7 @@ def build_index(
 def _built(manifest: Manifest, corpus: Path, folder: Path, encoder: Encoder | None) -> Manifest:
     """Go through the stages that are not done; the lock is held."""
     manifest.write(folder)
-    manifest = _run(manifest, folder, "passages", lambda: store(corpus, folder)._asdict())
+    manifest = _run(manifest, folder, "passages", lambda: _store(manifest, corpus, folder))
     passages = StoredPassages(folder)
     if manifest.kind != "dense":
         manifest = _build_words(manifest, folder, passages)
@@ -125,6 +127,19 @@ def _built(manifest: Manifest, corpus: Path, folder: Path, encoder: Encoder | No
     return manifest
 
 
+def _store(manifest: Manifest, corpus: Path, folder: Path) -> Mapping[str, Any]:
+    """Copy the passages, and refuse those that this index cannot be made of.
+
+    Before the stage is on record: until then the folder is free for any other build.
+    """
+    stored = store(corpus, folder)
+    if manifest.kind != "dense":
+        postings.refuse_wordless(StoredPassages(folder))
+    if manifest.kind != "bm25" and _layout(manifest.settings["layout"], stored.passages) == "ivfpq":
+        dense.refuse_too_few(stored.passages)
+    return stored._asdict()
+
+
 def _begun(record: Mapping[str, Any], folder: Path, settings: IndexSettings) -> Manifest:
     """The folder's manifest if it is of this very index, a new one if it is free."""
     new = Manifest(settings.kind, record, settings.recorded, versions=installed_versions())
@@ -133,15 +148,18 @@ def _begun(record: Mapping[str, Any], folder: Path, settings: IndexSettings) -> 
     if not (folder / NAME).is_file():
         raise ValueError(f"{folder} holds something else than an index: choose another --out")
     manifest = read_manifest(folder)
-    if not manifest.stages:  # as after a malformed line, which is mended by now
+    if not manifest.stages:  # as after a corpus that was refused, which is mended by now
         return new
     check_corpus(folder, manifest, record)
     there, asked = (manifest.kind, dict(manifest.settings)), (settings.kind, settings.recorded)
     if there != asked:
+        whole = manifest.complete
         raise ValueError(
-            f"{folder} holds another index of this corpus: {_said(*there)}, asked for "
-            f"{_said(*asked)}; choose another --out or remove it"
+            f"{folder} holds another{'' if whole else ', half built'} index of this corpus: "
+            f"{_said(*there)}, asked for {_said(*asked)}; choose another --out or "
+            f"{'remove it' if whole else removal(folder)}"
         )
+    check_files(folder, manifest)
     return manifest
 
 
@@ -161,13 +179,18 @@ def _need(corpus: Path, settings: IndexSettings, encoder: Encoder | None) -> Nee
 def _build_words(manifest: Manifest, folder: Path, passages: StoredPassages) -> Manifest:
     part = folder / BM25
     part.mkdir(exist_ok=True)
-    if "postings" not in manifest.stages and not postings.is_counted(part):
+    counted = manifest.stages.get("words")
+    if "postings" not in manifest.stages and counted != postings.counted(part):
         manifest = manifest.without("words")  # its results are no part of an index: look for them
-    count = functools.partial(postings.count_words, passages, len(passages), part)
-    manifest = _run(manifest, folder, "words", count)
+    manifest = _run(manifest, folder, "words", lambda: _count_words(passages, part))
     manifest = _run(manifest, folder, "postings", lambda: postings.write_postings(part))
     postings.drop_counts(part)
     return manifest
+
+
+def _count_words(passages: StoredPassages, part: Path) -> Mapping[str, int]:
+    postings.count_words(passages, len(passages), part)
+    return postings.counted(part)
 
 
 def _build_vectors(
@@ -179,8 +202,6 @@ def _build_vectors(
     part = folder / DENSE
     part.mkdir(exist_ok=True)
     layout = _layout(manifest.settings["layout"], len(passages))
-    if layout == "ivfpq":
-        dense.refuse_too_few(len(passages))
     prefix = manifest.settings["passage_prefix"]
     encode = functools.partial(dense.encode_passages, passages, encoder, prefix, part)
     manifest = _run(manifest, folder, "vectors", encode)

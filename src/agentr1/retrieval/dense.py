@@ -81,7 +81,7 @@ class DenseIndex:
         if size != model.dimensions or np.abs(probe - rows[:size]).max() > 1e-2:
             raise ValueError(
                 f"{folder} was not built with this {encoder!r}: its first passage has another "
-                "vector now; put the model back, or build the index again"
+                "vector now; put the model back, or remove the index and build it again"
             )
         path = folder / IVFPQ
         ivfpq = _faiss().read_index(str(path), _faiss().IO_FLAG_MMAP) if path.exists() else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,12 @@ class Encoder:
         vectors = np.asarray(self._encode(list(texts)), dtype=np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors / np.where(norms > 0, norms, 1)
+
+
+def lasting(name: str) -> str:
+    """The name of an encoder as it means the same from any folder: a model's folder in full."""
+    library, _, model = name.partition(":")
+    return f"{library}:{Path(model).resolve()}" if model and Path(model).is_dir() else name
 
 
 def _model2vec(name: str) -> Callable[[list[str]], Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 
 from agentr1.retrieval.base import Hit, Passage
+from agentr1.retrieval.limits import LONGEST_QUERY, OF_REQUESTS, QUERY_BYTES
 from agentr1.retrieval.remote import Remote, RequestRefused, encoded, malformed
 
 _CHECK_SECONDS = 10.0
@@ -65,7 +66,7 @@ class HttpIndex:
 
         Raises:
             ConnectionError: none does, with the way out.
-            ValueError: it does, but not with `k` passages.
+            ValueError: it does, but not with `k` passages, or not the longest query.
         """
         try:
             self.about = self._health()
@@ -76,22 +77,37 @@ class HttpIndex:
                 f"no retriever answers at {self.url} ({error}); start one with `agentr1 "
                 "serve-retriever DIR`, or mend the address"
             ) from error
-        most = self.about.get("max_k")
-        if isinstance(most, int) and k > most:
-            raise ValueError(
-                f"{self.url} returns at most {most} passages per query and {k} are wanted; lower "
-                f"search_top_k, or start the server with --max-k {k}"
-            )
+        # What one query takes: of more queries, a request holds no more than the server takes.
+        wanted = dict(zip(OF_REQUESTS, (k, 1, k, LONGEST_QUERY, QUERY_BYTES), strict=True))
+        for name, limit in self._limits().items():
+            if limit < wanted[name]:
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{self.url} takes at most {limit} by its {option} and {wanted[name]} are "
+                    f"wanted; start the server with {option} {wanted[name]}"
+                    + (", or lower search_top_k" if name in ("max_k", "max_hits") else "")
+                )
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return per query at most `k` hits, best first, none where nothing matches.
+
+        In as many requests as the server's limits ask for, where `check` has read them.
 
         Raises:
             ConnectionError: nobody answers, the connection broke, or the server refused.
             TimeoutError: the answer takes too long.
             ValueError: the answer is not what the protocol says.
         """
-        return self._search(queries, k)
+        costs = {"max_queries": 1, "max_hits": k, "max_bytes": QUERY_BYTES}
+        fit = [limit // costs[name] for name, limit in self._limits().items() if name in costs]
+        most = max(1, min([len(queries), *fit]))
+        starts = range(0, len(queries), most)
+        return [hits for at in starts for hits in self._search(queries[at : at + most], k)]
+
+    def _limits(self) -> dict[str, int]:
+        """What the server says that it takes; Search-R1's own servers say nothing."""
+        said = {name: self.about.get(name) for name in OF_REQUESTS}
+        return {name: limit for name, limit in said.items() if isinstance(limit, int)}
 
     def _search(
         self, queries: Sequence[str], k: int, timeout: float | None = None
@@ -130,7 +146,9 @@ def _hit(item: Any, rank: int, place: str) -> Hit:
         contents = document.get("contents")
         if isinstance(contents, str) and not (isinstance(title, str) and isinstance(text, str)):
             head, _, text = contents.partition("\n")
-            title = head.strip().strip('"')
+            title = head.strip()
+            if len(title) > 1 and title[0] == title[-1] == '"':  # others are the title's own
+                title = title[1:-1]
         if isinstance(title, str) and isinstance(text, str):
             name = document.get("id")
             # One that a server does not name is known by what it says.

@@ -1,11 +1,21 @@
-"""What a retriever's server takes on.
+"""What a retriever's server takes on, and what a search asks of one at most.
 
-Layer 1, apart from `server.py`, so that a command can show them without the server's libraries.
+Layer 1, apart from `server.py`, so that a command can show them without the server's libraries and
+clients know them without the server.
 """
 
 from __future__ import annotations
 
 import dataclasses
+
+LONGEST_QUERY = 2000
+"""Characters that the search tool sends. One request to a server holds the queries of many
+episodes: it must not be refused for the query of one of them."""
+QUERY_BYTES = 6 * LONGEST_QUERY + 100
+"""What one query takes of a request at most, all around it included: JSON spells a control
+character with six."""
+OF_REQUESTS: tuple[str, ...] = ("max_k", "max_queries", "max_hits", "max_chars", "max_bytes")
+"""The limits that a server tells its clients at `/health`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -118,28 +118,27 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is no index: it has no {NAME}; build one with "
             f"`agentr1 index CORPUS --kind bm25 --out {folder}`"
         )
+    again = f"remove {folder} and build the index again"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         schema = record["schema"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is broken ({error!r}): build the index again") from error
+        raise ValueError(f"{path} is broken ({error!r}): {again}") from error
     if schema != SCHEMA:
-        raise ValueError(
-            f"{path} has schema {schema!r}, this version reads {SCHEMA}: build the index again"
-        )
+        raise ValueError(f"{path} has schema {schema!r}, this version reads {SCHEMA}: {again}")
     if record.keys() != _SHAPE.keys() or record["kind"] not in KINDS:
         raise ValueError(
             f"{path} is broken: expected the keys {sorted(_SHAPE)} and a kind among {KINDS}, got "
-            f"{sorted(record)} and {record.get('kind')!r}: build the index again"
+            f"{sorted(record)} and {record.get('kind')!r}: {again}"
         )
     if wrong := [name for name, kind in _SHAPE.items() if not isinstance(record[name], kind)]:
         raise ValueError(
             f"{path} is broken: {wrong[0]!r} is {record[wrong[0]]!r}, expected "
-            f"{_SHAPE[wrong[0]].__name__}: build the index again"
+            f"{_SHAPE[wrong[0]].__name__}: {again}"
         )
     manifest = Manifest(**record)
     if lacking := manifest.lacking():
-        raise ValueError(f"{path} is broken: it lacks {lacking}: build the index again")
+        raise ValueError(f"{path} is broken: it lacks {lacking}: {again}")
     return manifest
 
 
@@ -160,29 +159,46 @@ def check_manifest(folder: Path, corpus: Path | None = None) -> Manifest:
             f"{folder} is half built (finished: {', '.join(manifest.stages) or 'nothing'}): run "
             "the command that built it again, it goes on where it stopped"
         )
-    for name, size in manifest.files.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if found != size:
-            raise ValueError(
-                f"{folder / name} has {found} bytes, its manifest says {size}: it was changed or "
-                "not copied whole; copy or build the index again"
-            )
+    check_files(folder, manifest)
     if corpus is not None:
         check_corpus(folder, manifest, corpus_record(corpus))
     return manifest
 
 
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Refuse a folder, finished or not, whose finished files are not as they were left.
+
+    Raises:
+        ValueError: a file is missing or has another size.
+    """
+    for name, size in manifest.files.items():
+        path = folder / name
+        found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+        if found != f"has {size} bytes":
+            raise ValueError(
+                f"{path} {found}, its manifest says {size}: it was changed, cut or not copied "
+                f"whole; copy the index again, or remove {folder} and build it again"
+            )
+
+
 def check_corpus(folder: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
-    """Refuse an index of another corpus.
+    """Refuse an index of another corpus, finished or not.
 
     Raises:
         ValueError: naming both.
     """
     if manifest.corpus["sha256"] != record["sha256"]:
+        whole = manifest.complete
         raise ValueError(
-            f"{folder} is an index of another corpus: of {_named(manifest.corpus)}, not of "
-            f"{_named(record)}; use the corpus it was built from, or build an index elsewhere"
+            f"{folder} is {'an' if whole else 'a half built'} index of another corpus: of "
+            f"{_named(manifest.corpus)}, not of {_named(record)}; use the corpus it was built "
+            f"from, or {'build an index elsewhere' if whole else removal(folder)}"
         )
+
+
+def removal(folder: Path) -> str:
+    """The way out of a half built index of something else."""
+    return f"remove {folder}: no finished index is lost"
 
 
 def corpus_record(corpus: Path) -> dict[str, Any]:

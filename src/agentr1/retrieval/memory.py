@@ -24,6 +24,8 @@ from agentr1.retrieval.passages import line_of
 from agentr1.retrieval.postings import BLOCK
 
 _SAMPLE = 20_000
+_SAMPLE_BYTES = 64_000_000
+"""A sample ends with the passage that reaches either."""
 _UNLIMITED = 1 << 60
 """Control groups of the first version say "no limit" with a number above this."""
 
@@ -57,13 +59,12 @@ def estimate_need(corpus: Path, *, words: bool, dimensions: int = 0, ivfpq: bool
     Raises:
         ValueError: the beginning cannot be read as passages.
     """
-    sample, read = _sample(corpus)
+    sample, stored, read = _sample(corpus)
     if not sample:
         raise ValueError(f"{corpus} holds no passages, expected one JSON object a line")
-    stored = sum(len(line_of(passage)) for passage in sample)
     total = len(sample)
-    if total == _SAMPLE:
-        total = max(total, round(_plain_bytes(corpus) * total / read))
+    if read is not None:
+        total = max(total + 1, round(_plain_bytes(corpus) * total / read))
     growth = total / len(sample)
     texts = round(stored * growth) + 8 * total
     memory, disk = 60_000_000 + 24 * total, texts
@@ -131,13 +132,32 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def _sample(corpus: Path) -> tuple[list[Passage], int]:
-    """The first passages of a corpus, and the bytes of the lines they were read from."""
-    numbered = list(itertools.islice(read_passages(corpus), _SAMPLE))
-    opener = gzip.open if corpus.suffix == ".gz" else open
-    with opener(corpus, "rb") as lines:
-        last = numbered[-1][0] if numbered else 0
-        return [passage for _, passage in numbered], sum(map(len, itertools.islice(lines, last)))
+class _Sample(NamedTuple):
+    """The first passages of a corpus.
+
+    Attributes:
+        passages: themselves.
+        stored: bytes they take in an index.
+        read: bytes of the lines they were read from; None if the corpus has no more passages.
+    """
+
+    passages: list[Passage]
+    stored: int
+    read: int | None
+
+
+def _sample(corpus: Path) -> _Sample:
+    passages: list[Passage] = []
+    stored = last = 0
+    for number, passage in read_passages(corpus):
+        if len(passages) == _SAMPLE or stored >= _SAMPLE_BYTES:
+            opener = gzip.open if corpus.suffix == ".gz" else open
+            with opener(corpus, "rb") as lines:
+                return _Sample(passages, stored, sum(map(len, itertools.islice(lines, last))))
+        passages.append(passage)
+        stored += len(line_of(passage))
+        last = number
+    return _Sample(passages, stored, None)
 
 
 def _plain_bytes(corpus: Path) -> float:

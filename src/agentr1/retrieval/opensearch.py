@@ -62,7 +62,7 @@ class OpenSearchIndex:
         return self._passages
 
     def check(self, k: int = 1) -> None:
-        """See within seconds that the index is there and holds documents; any `k` will do.
+        """See within seconds that the index is there and holds passages; any `k` will do.
 
         Raises:
             ConnectionError: it is not, with the way out.
@@ -70,10 +70,14 @@ class OpenSearchIndex:
         try:
             answer = self._remote.get(f"/{self.index}/_count", timeout=_CHECK_SECONDS)
             self._passages = field_of(answer, "count", int, self.place)
+            if self._passages:
+                # To the engine a field that no document has is no error: nothing is found in it.
+                self._search([self._wanted(1, {"match_all": {}})], timeout=_CHECK_SECONDS)
         except (OSError, ValueError) as error:
             raise ConnectionError(
-                f"no OpenSearch index answers at {self.place} ({error}); start the server, fill "
-                "the index, or mend the address"
+                f"no OpenSearch index of passages answers at {self.place} ({error}); start the "
+                f"server, fill the index with documents that have the fields {self.title!r} and "
+                f"{self.text!r}, or mend the address"
             ) from error
         if not self._passages:
             raise ConnectionError(f"the OpenSearch index at {self.place} is empty; fill it first")
@@ -84,30 +88,32 @@ class OpenSearchIndex:
         Raises:
             ConnectionError, TimeoutError, ValueError: as in `http.HttpIndex.search`.
         """
-        # Of the two lines per query the first could name another index.
-        body = b"".join(b"{}\n" + encoded(self._query(query, k)) + b"\n" for query in queries)
-        kind = "application/x-ndjson"
-        answer = self._remote.post(f"/{self.index}/_msearch", body, kind=kind)
-        responses = field_of(answer, "responses", list, self.place)
-        if len(responses) != len(queries):
-            raise malformed(self.place, f"{len(queries)} responses", answer)
-        return [self._hits(response) for response in responses]
-
-    def _query(self, query: str, k: int) -> dict[str, Any]:
         fields = [f"{self.title}^{self.title_weight:g}", self.text]
         # `cross_fields` scores title and text as one text, which is what the other indexes do.
-        match = {"query": query, "fields": fields, "type": "cross_fields"}
-        return {
-            "size": k,
-            "query": {"multi_match": match},
-            "_source": [self.title, self.text],
-            "track_total_hits": False,
-        }
+        match = {"fields": fields, "type": "cross_fields"}
+        return self._search(
+            [self._wanted(k, {"multi_match": {"query": query, **match}}) for query in queries]
+        )
+
+    def _wanted(self, k: int, query: Mapping[str, Any]) -> dict[str, Any]:
+        fields = [self.title, self.text]
+        return {"size": k, "query": query, "_source": fields, "track_total_hits": False}
+
+    def _search(
+        self, searches: Sequence[Mapping[str, Any]], timeout: float | None = None
+    ) -> list[list[Hit]]:
+        # Of the two lines per search the first could name another index.
+        body = b"".join(b"{}\n" + encoded(search) + b"\n" for search in searches)
+        path, kind = f"/{self.index}/_msearch", "application/x-ndjson"
+        answer = self._remote.post(path, body, kind=kind, timeout=timeout)
+        responses = field_of(answer, "responses", list, self.place)
+        if len(responses) != len(searches):
+            raise malformed(self.place, f"{len(searches)} responses", answer)
+        return [self._hits(response) for response in responses]
 
     def _hits(self, response: Any) -> list[Hit]:
-        if isinstance(response, dict) and "error" in response:
-            # The request as a whole succeeds although a search in it failed.
-            raise ConnectionError(f"{self.place}: a search failed: {str(response['error'])[:200]}")
+        if fault := _fault(response):
+            raise ConnectionError(f"{self.place}: {fault}")
         found = field_of(field_of(response, "hits", dict, self.place), "hits", list, self.place)
         hits = []
         for hit in found:
@@ -119,3 +125,22 @@ class OpenSearchIndex:
             passage = Passage(field_of(hit, "_id", str, self.place), title, text)
             hits.append(Hit(passage, float(field_of(hit, "_score", int | float, self.place))))
         return hits
+
+
+def _fault(response: Any) -> str | None:
+    """What kept the engine from searching all of the index, if anything did.
+
+    The request as a whole succeeds although a search in it failed or saw a part of the index only,
+    and hits of a part would pass for the best of all.
+    """
+    if not isinstance(response, dict):
+        return None
+    if "error" in response:
+        return f"a search failed: {str(response['error'])[:200]}"
+    if response.get("timed_out"):
+        return "a search was cut short by the engine's own time limit (timed_out)"
+    shards = response.get("_shards")
+    if isinstance(shards, dict) and shards.get("failed"):
+        why = str(shards.get("failures", "no reason given"))[:200]
+        return f"a search failed on {shards['failed']} of {shards.get('total')} shards: {why}"
+    return None

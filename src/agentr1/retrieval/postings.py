@@ -38,16 +38,23 @@ _COUNTED = (_WORDS, _COUNTS, _UNIQUE, _LENGTHS)
 """
 
 
+def refuse_wordless(passages: Iterable[Passage]) -> None:
+    """Stop before counting a corpus that has no words; one with words is known by its first.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not any(words_of(f"{passage.title} {passage.text}") for passage in passages):
+        raise no_words()
+
+
 def count_words(passages: Iterable[Passage], total: int, folder: Path) -> None:
     """Stage one: number the words and count them in each passage.
 
     Args:
-        passages: the corpus, in order.
+        passages: the corpus, in order; `refuse_wordless` has seen it.
         total: how many they are.
         folder: for the results; must exist.
-
-    Raises:
-        ValueError: the corpus has no words.
     """
     numbers: collections.defaultdict[str, int] = collections.defaultdict()
     numbers.default_factory = numbers.__len__  # a new word gets the next number
@@ -67,8 +74,6 @@ def count_words(passages: Iterable[Passage], total: int, folder: Path) -> None:
                 _write_counts(ids, sizes, (words, counts, unique, lengths))
                 ids, sizes = array.array("i"), array.array("i")
         _write_counts(ids, sizes, (words, counts, unique, lengths))
-    if not numbers:
-        raise no_words()
     _write_vocabulary(numbers, folder / "vocab.index.json")
 
 
@@ -124,9 +129,10 @@ def write_postings(folder: Path, block: int = BLOCK) -> None:
     _write_parameters(folder, len(lengths))
 
 
-def is_counted(folder: Path) -> bool:
-    """Whether the results of `count_words` are there."""
-    return all((folder / name).is_file() for name in (*_COUNTED, "vocab.index.json"))
+def counted(folder: Path) -> dict[str, int]:
+    """The results of `count_words` that are there, and their sizes."""
+    paths = [folder / name for name in (*_COUNTED, "vocab.index.json")]
+    return {path.name: path.stat().st_size for path in paths if path.is_file()}
 
 
 def drop_counts(folder: Path) -> None:

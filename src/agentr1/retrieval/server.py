@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 
 from agentr1.retrieval.base import Hit, Index, Passage
 from agentr1.retrieval.gathering import Gathered
-from agentr1.retrieval.limits import Limits
+from agentr1.retrieval.limits import OF_REQUESTS, Limits
 
 _LOGGER = logging.getLogger(__name__)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -61,7 +61,8 @@ def make_app(index: Index, about: Mapping[str, Any], limits: Limits | None = Non
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", **about, "passages": len(index), "max_k": service.limits.max_k}
+        limits = {name: getattr(service.limits, name) for name in OF_REQUESTS}
+        return {"status": "ok", **about, "passages": len(index), **limits}
 
     @app.get("/metrics")
     async def metrics() -> Response:

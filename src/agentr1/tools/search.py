@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from agentr1.retrieval.base import Retriever
+from agentr1.retrieval.limits import LONGEST_QUERY
 from agentr1.retrieval.places import open_retriever
 from agentr1.tools.base import ToolError
-
-LONGEST_QUERY = 2000
-"""Characters. One request to a server holds the queries of many episodes: it must not be refused
-for the query of one of them."""
 
 
 class Search:
