@@ -193,7 +193,8 @@ def test_training_and_evaluation_play_in_the_recipes_context() -> None:
     player = load_player("quickstart/keep_last", HERE)
     assert isinstance(player.task.env_factory(), ContextEnv)
     with pytest.raises(ValueError, match="context_tokens is 10, but row"):
-        train("quickstart/context_tokens", [*HERE, "--context_tokens", "10"], dry_run=True)
+        rows = ("--train_limit", "12")  # a batch of rollouts
+        train("quickstart/context_tokens", [*HERE, *rows, "--context_tokens", "10"], dry_run=True)
 
 
 def test_the_page_about_it_names_every_key() -> None:
