@@ -54,6 +54,7 @@ _CPU = Scale(
     ),
     rl=(
         *("--max_steps", "20", "--save_steps", "2", "--save_total_limit", "2"),
+        *("--learning_rate", "3.0e-5"),  # few steps, so longer ones
         *("--per_device_train_batch_size", "8"),
         *("--gradient_accumulation_steps", "4", "--steps_per_generation", "4"),
     ),
