@@ -529,7 +529,7 @@ def test_the_documented_commands_replay_what_they_recorded(
         (file,) = (tmp_path / "runs/eval/quickstart/grpo/latest").glob("evaluation/after.jsonl")
         found = [json.loads(line) for line in file.open(encoding="utf-8")]
         for episode in found:
-            del episode["trajectory"]["seconds"]
+            del episode["wall_seconds"], episode["trajectory"]["seconds"]
         turns = [turn for episode in found for turn in episode["trajectory"]["turns"]]
         return found, [logprob for turn in turns for logprob in turn.pop("logprobs")]
 
