@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from agentr1.envs.base import Env
 from agentr1.retrieval.base import Retriever
+from agentr1.retrieval.limits import LONGEST_QUERY
 from agentr1.rewards import passages_in, titles_shown
-from agentr1.tools.search import LONGEST_QUERY, Search
+from agentr1.tools.search import Search
 from agentr1.types import Message, Row, StepResult
 
 ANSWER_ALONE = "Reply with <answer>the answer alone</answer>: a name, a number, a date, yes or no."

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from agentr1.retrieval.base import Hit, Passage
+from agentr1.retrieval.base import LONG, Hit, Passage
 from agentr1.retrieval.encoders import Encoder
 
 VECTORS, IVFPQ = "vectors.f32", "ivfpq.faiss"
@@ -206,7 +206,8 @@ def _rows(path: Path, dimensions: int) -> Iterator[np.ndarray]:
 
 
 def _text(passage: Passage, prefix: str) -> str:
-    return f"{prefix}{passage.title} {passage.text}"
+    # What no encoder sees is not held in memory for thousands of passages.
+    return f"{prefix}{passage.title} {passage.text[:LONG]}"
 
 
 def _bar(name: str, total: int, done: int) -> tqdm:
