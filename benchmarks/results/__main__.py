@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := sorted(set(options.only or ()).difference(stage.name for stage in todo)):
         parser.error(f"no stage {unknown}; the stages are {[stage.name for stage in todo]}")
     end = time.monotonic() + options.minutes * 60 if options.minutes else math.inf
-    with alone_in(out):
-        if not options.report:
+    if not options.report:
+        with alone_in(out):
             settings = dataclasses.asdict(SCALES[options.scale])
             agree(out, {"source": source, "scale": options.scale, "settings": settings})
             for stage in todo:
@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     code = carry_out(stage, end)
                     if code:
                         return code
-        seeds = seeds_of(out) or options.seeds
-        todo = stages(out, source, options.scale, seeds, options.jobs)
-        told = {"source": source, "scale": options.scale, "seeds": " ".join(map(str, seeds))}
-        write_report(out, todo, told, ROOT / "docs")
+    seeds = seeds_of(out) or options.seeds
+    todo = stages(out, source, options.scale, seeds, options.jobs)
+    told = {"source": source, "scale": options.scale, "seeds": " ".join(map(str, seeds))}
+    write_report(out, todo, told, ROOT / "docs")
     return 0
 
 
