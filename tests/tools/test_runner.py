@@ -385,6 +385,25 @@ def test_random_failures_leave_as_many_faults_as_retries_let_through(share, retr
     assert attempts / count == pytest.approx(expected, rel=0.05)
 
 
+def test_a_loop_that_is_held_up_costs_no_tool_its_answer():
+    @tool
+    async def quick() -> str:
+        """Answer within little time, after several rounds of the loop."""
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        return "found"
+
+    async def main():
+        runner = ToolRunner([quick], default_policy=ToolPolicy(timeout=1.0))
+        running = asyncio.ensure_future(runner.run(calls("quick")))
+        await asyncio.sleep(0.005)  # the tool has begun
+        time.sleep(1.5)  # an engine's forward
+        return await running
+
+    (result,) = asyncio.run(main())
+    assert (result.failure, result.content) == (None, "found")
+
+
 def test_a_hung_tool_is_given_up_after_its_attempts():
     @tool
     async def hang() -> str:

@@ -30,6 +30,9 @@ from agentr1.types import ToolCall, ToolOutcome
 
 _LOGGER = logging.getLogger(__name__)
 _KEPT_RESULTS = 4096
+_LOOKS = 10
+"""A loop that an engine's long forward holds up finds a tool's time over together with its answer.
+So the time is given in so many parts, and a hold-up costs the tool one of them at most."""
 _FAREWELL_SECONDS = 1.0
 """What an abandoned tool has to clean up in when the event loop ends."""
 
@@ -198,7 +201,10 @@ class ToolRunner:
         # Reading the exception keeps asyncio from reporting that of an abandoned task as unseen.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            await asyncio.wait({task}, timeout=timeout)
+            for _ in range(_LOOKS):
+                await asyncio.wait({task}, timeout=timeout / _LOOKS)
+                if task.done():
+                    break
         finally:
             abandoned = task.cancel()  # False where it is done already
             if abandoned:
