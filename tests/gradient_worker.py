@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from agentr1.actor_critic import ActorCriticTrainer
 from agentr1.algorithms import ALGORITHMS
+from agentr1.ranks import leave_processes
 from agentr1.train import launch_overrides, prepare_process
 from agentr1.trainer import AgentTrainer
 from agentr1.types import Message, Row, StopReason, Trajectory, Turn
@@ -142,7 +143,7 @@ def main(policy: str, out: Path) -> None:
         found[name] = step(out, policy, name, **settings)
     if PartialState().is_main_process:
         torch.save(found, out / "gradients.pt")
-    Accelerator().end_training()
+    leave_processes(Accelerator())
 
 
 if __name__ == "__main__":

@@ -112,3 +112,10 @@ def test_an_environment_that_raises_on_one_rank_ends_the_launch_with_its_error_o
     failed = r"the episode of row 'r\d+' failed: ZeroDivisionError: a bug of the environment"
     assert re.search(f"RuntimeError: {failed}", launch.output), launch.output[-6000:]
     assert re.search(f"RuntimeError: on another process: {failed}", launch.output)
+
+
+def test_processes_whose_group_outlives_the_training_end_well(tmp_path: Path) -> None:
+    worker = str(ROOT / "tests" / "ending_worker.py")
+    for attempt in range(3):  # ended at once, about every third launch was aborted
+        with job([*launcher("cpu_ddp"), worker], tmp_path / f"log{attempt}") as launch:
+            assert launch.wait(LIMIT) == 0, launch.output[-6000:]

@@ -8,14 +8,18 @@ of times. Knows torch's processes, nothing of TRL or of rollouts.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 _Result = TypeVar("_Result")
+_LETTING_GO = 0.5
+"""Seconds without the interpreter's lock in which gloo's threads let go of the last tensors."""
 
 
 def together(work: Callable[[], _Result]) -> _Result:
@@ -80,3 +84,17 @@ def without_collective_hooks(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         hooks.update(theirs)
+
+
+def leave_processes(accelerator: Accelerator) -> None:
+    """End the trackers and the process group, so that the interpreter can end too.
+
+    A thread of gloo that lets go of a tensor takes the interpreter's lock; where the interpreter is
+    ending it is aborted instead ("terminate called without an active exception", pytorch issue
+    190489), and a finished run counts as failed. The threads end with the group's last reference,
+    but DeepSpeed keeps one, and gloo cannot be asked whether they are idle.
+    """
+    several = torch.distributed.is_initialized()
+    accelerator.end_training()
+    if several:
+        time.sleep(_LETTING_GO)

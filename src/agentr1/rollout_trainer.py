@@ -27,7 +27,12 @@ from agentr1.engines.base import Sampling
 from agentr1.envs.base import EnvFactory
 from agentr1.inference import make_engine, without_trls_engine
 from agentr1.loops import finish
-from agentr1.ranks import means_over_processes, together, without_collective_hooks
+from agentr1.ranks import (
+    leave_processes,
+    means_over_processes,
+    together,
+    without_collective_hooks,
+)
 from agentr1.rollout import rollout_batch
 from agentr1.runs import write_trajectories
 from agentr1.scoring import Metric, Scored, episode_means, score
@@ -92,7 +97,7 @@ class RolloutTrainer(WholeCheckpoints, FrugalUpdate):
         """What the Trainer's own `end` does (5.17 has none), after the engine has let go."""
         if self._env_factory is not None:
             self._engine.close()
-        self.accelerator.end_training()
+        leave_processes(self.accelerator)
 
     @property
     def _group_size(self) -> int:

@@ -23,6 +23,7 @@ from agentr1.commandline import guarded, recipe_parser, split_arguments
 from agentr1.models import load_tokenizer, resolve_model
 from agentr1.parsing import render_call
 from agentr1.progress import MetricsFile, ProgressBar
+from agentr1.ranks import leave_processes
 from agentr1.recipe import build_task, find_path, load_recipe, search_roots
 from agentr1.runs import write_header
 from agentr1.segments import flatten
@@ -84,6 +85,7 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
     trainer.save_model(str(folder / "final"))
     if trainer.is_world_process_zero():
         print(f"the policy is in {folder / 'final'}")
+    leave_processes(trainer.accelerator)
     return folder
 
 
