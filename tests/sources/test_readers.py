@@ -100,7 +100,10 @@ def test_musique_without_its_steps_takes_the_marks_of_the_paragraphs() -> None:
 
 
 def test_a_contrast_question_of_musique_is_not_answerable() -> None:
-    assert not musique.read(made.musique(answerable=False), "f").answerable
+    lost = [{"id": 1, "paragraph_support_idx": 1}, {"id": 2, "paragraph_support_idx": 7}]
+    question = musique.read(made.musique(answerable=False, question_decomposition=lost), "f")
+    assert not question.answerable
+    assert question.gold[0] == 1
 
 
 def test_questions_without_passages_know_no_titles() -> None:
@@ -178,6 +181,11 @@ WRONG: dict[str, tuple[Reader, dict[str, Any], str]] = {
         musique.read,
         made.musique(question_decomposition=[{"id": 1}, {"paragraph_support_idx": [1]}]),
         "step 1: 'paragraph_support_idx' must be a whole number, or missing, got [1]",
+    ),
+    "support that is not there": (
+        musique.read,
+        made.musique(question_decomposition=[{"id": 1, "paragraph_support_idx": 3}]),
+        "step 0: 'paragraph_support_idx' must be the idx of one of the record's 3 paragraphs",
     ),
     "another sheet": (bamboogle.read, {"question": "x"}, "'Question'"),
     "text as answers": (nq.read, made.nq(answer="x"), "'answer'"),

@@ -36,7 +36,8 @@ def read(record: Mapping[str, Any], place: str) -> Question:
         )
         for i, paragraph in enumerate(paragraphs)
     )
-    gold = _in_order_of_hops(paragraphs, steps, place)
+    answerable = record.get("answerable") is not False
+    gold = _in_order_of_hops(paragraphs, steps, answerable, place)
     answer = optional_text(record, "answer", place)
     return Question(
         id=identity,
@@ -47,14 +48,20 @@ def read(record: Mapping[str, Any], place: str) -> Question:
         type=identity.partition("__")[0],
         passages=passages,
         gold=gold,
-        answerable=record.get("answerable") is not False,
+        answerable=answerable,
     )
 
 
 def _in_order_of_hops(
-    paragraphs: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]], place: str
+    paragraphs: Sequence[Mapping[str, Any]],
+    steps: Sequence[Mapping[str, Any]],
+    answerable: bool,
+    place: str,
 ) -> tuple[int, ...]:
-    """Where the supporting paragraphs are, the one for the first hop first."""
+    """Where the supporting paragraphs are, the one for the first hop first.
+
+    A contrast question has lost supporting paragraphs; every other question names some it has.
+    """
     places: dict[int | None, int] = {}
     for i, paragraph in enumerate(paragraphs):
         number = optional_number(paragraph, "idx", f"{place}, paragraph {i}")
@@ -64,5 +71,9 @@ def _in_order_of_hops(
         for i, step in enumerate(steps)
     ]
     named = [places[key] for key in keys if key in places]
+    for i, key in enumerate(keys):
+        if answerable and key is not None and key not in places:
+            expected = f"the idx of one of the record's {len(places)} paragraphs"
+            raise wrong(steps[i], "paragraph_support_idx", f"{place}, step {i}", expected)
     marked = [i for i, paragraph in enumerate(paragraphs) if paragraph.get("is_supporting") is True]
     return tuple(dict.fromkeys([*named, *marked]))
