@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import resource
 import subprocess
@@ -263,6 +264,21 @@ def test_a_dry_run_resolves_everything_loads_no_weights_and_writes_nothing(
         assert part in shown
     assert "4 a step = 2 rows x 2" in shown
     assert sorted(here.rglob("*")) == before
+
+
+def test_the_rows_that_choose_a_checkpoint_do_not_test_it_too(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "dev"):
+        shutil.copy(here / "data" / f"{split}.jsonl", tmp_path)
+    words = ("train", "r.yaml", "--dry-run", "--dataset", str(tmp_path))
+    assert run(*words) == 0
+    assert "8 test (those of dev: the data set has no other)" in capsys.readouterr().out
+    chosen = ("--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", "1")
+    assert run(*words, *chosen, "--metric_for_best_model", "exact_match") == 2
+    assert "has no test rows, so that the final test would be" in capsys.readouterr().err
+    shutil.copy(here / "data" / "dev.jsonl", tmp_path / "test.jsonl")
+    assert run(*words, *chosen, "--metric_for_best_model", "exact_match") == 0
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

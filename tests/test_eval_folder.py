@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentr1.eval_folder import EvalFolder, digest_of_rows, fingerprint, newest_evaluation
+from agentr1.retrieval.build import IndexSettings, build_index
 
 IDS = [f"q{i}" for i in range(7)]
 SETTINGS = {"policy": {"model": "m", "limits": {"max_turns": 4, "max_turn_tokens": None}}}
@@ -42,6 +43,26 @@ def test_the_last_batch_may_be_short_and_nothing_is_done_without_a_file(tmp_path
     found = written(tmp_path, "".join(map(line, IDS)))
     assert found.done("policy", IDS, 3) == 7
     assert found.done("naive_rag", IDS, 3) == 0
+
+
+def test_two_processes_do_not_write_to_one_evaluation(tmp_path: Path) -> None:
+    found = written(tmp_path, "")
+    with found.alone(), pytest.raises(RuntimeError, match="another process is writing"):
+        EvalFolder(tmp_path).alone()
+    with EvalFolder(tmp_path).alone():
+        pass
+
+
+def test_noting_how_good_an_index_is_makes_it_no_other(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"id": "a", "title": "T", "text": "one two"}\n')
+    build_index(corpus, tmp_path / "index", IndexSettings("bm25"))
+    before = fingerprint(tmp_path / "index")
+    (tmp_path / "index" / "quality.json").write_text("{}")
+    assert fingerprint(tmp_path / "index") == before
+    with (tmp_path / "index" / "passages.jsonl").open("a") as file:
+        file.write("x")
+    assert fingerprint(tmp_path / "index") != before
 
 
 @pytest.mark.parametrize("names", [["q0", "q2", "q1"], [*IDS, "q7"], ["q0", "q0"]])

@@ -18,7 +18,7 @@ import pytest
 
 import agentr1.evaluate
 from agentr1.compare import main as compare
-from agentr1.evaluate import Options, evaluate, main
+from agentr1.evaluate import Options, drawn, evaluate, main
 from agentr1.runs import stream_scores
 from agentr1.systems import SYSTEMS
 from test_systems import TALK
@@ -123,6 +123,30 @@ def test_the_order_of_questions_changes_nothing(here: Path, whole: Path, tmp_pat
     values = answers(whole)["after"]
     assert len(values) == N
     assert any(len(turns) > 2 for _, turns in values.values())
+
+
+def test_a_limit_takes_the_same_questions_whatever_the_order_of_the_file() -> None:
+    rows = [{"id": f"{kind}{i}"} for kind in ("hotpot", "wiki") for i in range(20)]
+    few, some = drawn(rows, 8), drawn(random.Random(1).sample(rows, k=40), 16)
+    assert drawn(rows[::-1], 8) == few == sorted(few, key=lambda row: row["id"])
+    assert [row for row in some if row in few] == few
+    assert {row["id"][:4] for row in few} == {"hotp", "wiki"}
+    assert drawn(rows, None) == drawn(rows, 99) == sorted(rows, key=lambda row: row["id"])
+
+
+def test_dev_rows_are_not_called_test_rows(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset(tmp_path / "data", range(3))
+    shutil.move(tmp_path / "data" / "test.jsonl", tmp_path / "data" / "dev.jsonl")
+    words = ("--dataset", str(tmp_path / "data"))
+    folder = run(here, tmp_path / "out", *words, baselines=())
+    assert json.loads((folder / "eval.json").read_text())["split"] == "dev"
+    assert "on dev, n=3" in capsys.readouterr().out
+    dataset(tmp_path / "both", range(3))
+    words = ("--dataset", str(tmp_path / "both"))
+    with pytest.raises(ValueError, match=r"rows was '3 of dev, .*' and is '3 of test"):
+        run(here, tmp_path / "out", *words, baselines=())
 
 
 @pytest.mark.usefixtures("ctrl_c")
@@ -247,6 +271,7 @@ def test_the_command_writes_a_folder_that_compare_reads(
     ("words", "message"),
     [
         (["--at-once", "0"], "--at-once must be 1 or more"),
+        (["--limit", "0"], "--limit must be 1 or more, got 0"),
         (["--resume", "--out", "x"], "--resume goes on in the newest folder"),
         (["--baselines", "oracle"], "unknown ['oracle'], expected all"),
         (["--baselines", "few_shot"], "the recipe names none; add --demonstrations FILE"),
@@ -255,7 +280,7 @@ def test_the_command_writes_a_folder_that_compare_reads(
 def test_mistakes_are_one_line(
     here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    assert main(["quickstart", "--limit", "2", *words]) == 2
+    assert main(["quickstart", *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error

@@ -22,6 +22,7 @@ from benchmarks.results.report import seeds_of, write_report
 from benchmarks.results.stages import METRICS, RL, SCALES, Scale, Stage, stages
 
 from agentr1.ablate import ROWS
+from agentr1.eval_folder import fingerprint
 from agentr1.recipe import load_recipe
 from agentr1.runs import write_header, write_json, write_scores
 from agentr1.scoring import Scored
@@ -92,6 +93,10 @@ def test_the_mix_keeps_tested_questions_out_of_training(tmp_path: Path) -> None:
     assert len(read_lines(tmp_path / "data" / "corpus.jsonl")) == 1
     record = json.loads((tmp_path / "data" / "mix.json").read_text())
     assert record["trained_and_tested_left_out"] == 1
+    assert {row["source"] for row in rows["test"][:12]} == set(SETS)  # a limit takes of each
+    write_lines(tmp_path / "2wiki" / "corpus.jsonl", [{"id": "p", "title": "U", "text": "t"}])
+    with pytest.raises(SystemExit, match="another passage 'p' is in an earlier corpus"):
+        mix.main([str(tmp_path), "--questions", "8"])
 
 
 def write_lines(path: Path, records: Sequence[Any]) -> None:
@@ -181,6 +186,29 @@ def test_a_stage_that_others_were_made_from_is_not_made_again(tmp_path: Path) ->
     results.refuse_to_renew(todo["baselines"], every, tmp_path)
     with pytest.raises(SystemExit, match="coldstart has to be made, but baselines in"):
         results.refuse_to_renew(todo["coldstart"], every, tmp_path)
+    (tmp_path / "baselines" / "eval.json").unlink()
+    write_json(tmp_path / "algorithms" / "grpo" / "seed1" / "checkpoint-2" / "x.json", {})
+    results.refuse_to_renew(todo["algorithms"], every, tmp_path)  # it goes on from there
+    with pytest.raises(SystemExit, match="coldstart has to be made, but algorithms in"):
+        results.refuse_to_renew(todo["coldstart"], every, tmp_path)
+
+
+def test_an_evaluation_of_earlier_weights_is_not_taken_for_one_of_these(tmp_path: Path) -> None:
+    stage = next(s for s in stages(tmp_path, "hub", "cpu", [1], 1) if s.name == "ppo-seed1")
+    weights = tmp_path / "algorithms" / "ppo" / "seed1" / "final" / "model.safetensors"
+    folder = tmp_path / "tests" / "ppo" / "seed1"
+    assert stage.words[stage.words.index("--model") + 1] == str(weights.parent)
+    assert stage.words[stage.words.index("--out") + 1] == str(folder)
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"first")
+    assert not stage.done()
+    settings = {"policy": {"weights": fingerprint(weights.parent)}}
+    write_json(folder / "evaluation" / "settings.json", settings)
+    assert not stage.done()  # not yet over
+    write_json(folder / "eval.json", {})
+    assert stage.done()
+    weights.write_bytes(b"again")
+    assert not stage.done()
 
 
 def test_a_grid_is_done_with_the_seeds_that_are_asked_for(tmp_path: Path) -> None:
@@ -219,7 +247,7 @@ def answered(right: Sequence[bool]) -> list[Scored]:
     return found
 
 
-def test_the_report_pairs_each_seed_with_its_own_test_before(tmp_path: Path) -> None:
+def test_the_report_pairs_every_seed_with_the_cold_start(tmp_path: Path) -> None:
     out, docs = tmp_path / "out", tmp_path / "docs"
     write_json(out / "data" / "mix.json", {"rows": {"train": {"hotpotqa": 5}}, "passages": 9})
     for name, right in {"after": [0, 0, 1], "naive_rag": [0, 0, 0]}.items():
@@ -228,14 +256,16 @@ def test_the_report_pairs_each_seed_with_its_own_test_before(tmp_path: Path) -> 
         out / "baselines" / "eval.json", {"breakdown": {"source": {"2wiki": {"ceiling": 0.75}}}}
     )
     write_header(out / "baselines", "", ["x"])
-    for seed, (before, after) in {1: ([0, 1, 0], [1, 1, 0]), 2: ([1, 0, 0], [1, 1, 1])}.items():
-        run = out / "algorithms" / "grpo" / f"seed{seed}"
+    for seed, right in {1: [1, 1, 0], 2: [1, 1, 1]}.items():
+        run, folder = (out / part / "grpo" / f"seed{seed}" for part in ("algorithms", "tests"))
         write_header(run, "", ["x", "--use_cpu", "true"])
-        run.with_suffix(".log").touch()  # as a grid leaves it
-        for moment, right in (("before", before), ("after", after)):
-            write_scores(run / "evaluation" / f"{moment}.jsonl", answered(right))
-        write_json(run / "eval.json", {})
         write_json(run / "checkpoint-7" / "trainer_state.json", {"global_step": 7})
+        write_scores(run / "evaluation" / "after.jsonl", answered([0, 0, 0]))  # a look
+        (run / "metrics.jsonl").write_text(
+            '{"num_tokens": 5, "rollout/exact_match": 0.5}\n{"num_tok'  # killed while it wrote
+        )
+        write_scores(folder / "evaluation" / "after.jsonl", answered(right))
+        write_json(folder / "eval.json", {})
     todo = stages(out, "hub", "gpu", [1, 2], 1)
     assert seeds_of(out) == [1, 2]
     write_report(out, todo, {"source": "hub", "scale": "gpu"}, docs)
@@ -259,7 +289,6 @@ def test_the_report_pairs_each_seed_with_its_own_test_before(tmp_path: Path) -> 
         for r in records
         if "versus" in r and (r["dataset"], r["metric"]) == ("2wiki", "exact_match")
     }
-    # With its own test before: 2/3 - 1/3 and 1 - 1/3; not with the cold start's 1/3.
     assert differences == pytest.approx(
         {
             ("grpo", "naive_rag"): 5 / 6,
@@ -268,6 +297,8 @@ def test_the_report_pairs_each_seed_with_its_own_test_before(tmp_path: Path) -> 
         }
     )
     assert {r["steps"] for r in records if r["system"] == "grpo" and "steps" in r} == {7}
+    commands = {r["seed"]: r["command"] for r in records if r["system"] == "grpo" and "seed" in r}
+    assert ["grpo/seed2/final" in commands[seed] for seed in (1, 2, None)] == [False, True, True]
     assert {r["device"] for r in records if "device" in r} == {f"{os.cpu_count()} CPU cores"}
     page = (docs / "results.md").read_text()
     assert "2wiki, n=3, ceiling .750" in page
@@ -332,6 +363,7 @@ def test_one_command_goes_from_data_to_the_table_and_then_does_nothing_twice(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repository), str(repository / "src")]))
     monkeypatch.setitem(SCALES, "cpu", tiny)
     monkeypatch.setattr(stages_module, "BASE", str(base))
+    monkeypatch.setattr(stages_module, "LOOK", ("--test_limit", "1"))
     for module in (stages_module, report_module):
         monkeypatch.setattr(module, "RL", ("grpo", "ppo"))
     command = ["--source", "source", "--scale", "cpu", "--seeds", "1", "--out", "out"]
@@ -345,9 +377,13 @@ def test_one_command_goes_from_data_to_the_table_and_then_does_nothing_twice(
     assert {r["dataset"] for r in records} == set(SETS)
     assert {r["steps"] for r in records if r["system"] == "ppo" and "steps" in r} == {2}
     assert (tmp_path / "docs" / "results.svg").exists()
+    looks, tests = ((tmp_path / "out" / "cpu" / part) for part in ("algorithms", "tests"))
+    for name in ("grpo", "ppo"):
+        assert json.loads((looks / name / "seed1" / "eval.json").read_text())["after"]["n"] == 1
+        assert json.loads((tests / name / "seed1" / "eval.json").read_text())["n"] == 6
     capfd.readouterr()
     assert results.main(command) == 0
     said = capfd.readouterr().out
-    assert said.count("done before") == 9
+    assert said.count("done before") == 11
     assert "took" not in said
     assert (tmp_path / "docs" / "results.md").read_text() == page

@@ -612,6 +612,16 @@ def test_as_many_faults_as_max_fault_share_do_not_stop_the_run(build: Callable[.
     generate(trainer)
 
 
+def test_a_policy_is_not_judged_by_a_test_of_too_many_faults(build: Callable[..., Any]) -> None:
+    plans = [[None, 0.0], [None], [0.0], [0.0]]
+    rows = [row | {"id": f"{row['id']}{i}"} for i in range(2) for row in ROWS]
+    build(env_factory=planned(*plans), settings={"max_fault_share": 0.4}).play_greedily(rows)
+    strict = build(env_factory=planned(*plans), settings={"max_fault_share": 0.3})
+    for tested in (strict.play_greedily, strict.evaluate):
+        with pytest.raises(RuntimeError, match="of 20 turns .* the server is down"):
+            tested(rows)
+
+
 # Refusals --------------------------------------------------------------------------------------
 
 

@@ -107,7 +107,7 @@ def agree(out: Path, plan: dict[str, Any]) -> None:
 
 def refuse_to_renew(stage: Stage, todo: Sequence[Stage], out: Path) -> None:
     """Do not make again what others were made from: their results would say they are of it."""
-    made = [other.name for other in todo if other.level > stage.level and other.done()]
+    made = [other.name for other in todo if other.level > stage.level and other.begun()]
     if made and not stage.done():
         sys.exit(
             f"{stage.name} has to be made, but {', '.join(made)} in {out} were made from an "

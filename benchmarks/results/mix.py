@@ -42,26 +42,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = {normalize_answer(row["question"]) for row in tested}
     wanted = [row for name in TRAINED for row in _rows(out / name / "train.jsonl")]
     trained = _shuffled(row for row in wanted if normalize_answer(row["question"]) not in asked)
-    parts = {"train": trained[HELD_OUT:], "dev": trained[:HELD_OUT], "test": tested}
+    parts = {"train": trained[HELD_OUT:], "dev": trained[:HELD_OUT], "test": _shuffled(tested)}
     for split, rows in parts.items():
         write_text(data / f"{split}.jsonl", "".join(_line(row) for row in rows))
-    seen: set[str] = set()
-    corpus = (p for name in TESTED for p in _rows(out / name / "corpus.jsonl"))
-    lines = [_line(p) for p in corpus if p["id"] not in seen and not seen.add(p["id"])]
-    write_text(data / "corpus.jsonl", "".join(lines))
+    passages = _passages(out / name / "corpus.jsonl" for name in TESTED)
+    write_text(data / "corpus.jsonl", "".join(map(_line, passages)))
     counts = {split: Counter(row["source"] for row in rows) for split, rows in parts.items()}
     overlap = len(wanted) - len(trained)
     write_json(
         data / "mix.json",
-        {"rows": counts, "passages": len(lines), "trained_and_tested_left_out": overlap},
+        {"rows": counts, "passages": len(passages), "trained_and_tested_left_out": overlap},
     )
-    print({split: dict(count) for split, count in counts.items()}, f"{len(lines)} passages")
+    print({split: dict(count) for split, count in counts.items()}, f"{len(passages)} passages")
     return 0
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
+
+
+def _passages(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """Those of all files, each once.
+
+    Raises:
+        SystemExit: two that differ have one id.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for passage in _rows(file):
+            if found.setdefault(passage["id"], passage) != passage:
+                sys.exit(f"{file}: another passage {passage['id']!r} is in an earlier corpus")
+    return list(found.values())
 
 
 def _shuffled(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

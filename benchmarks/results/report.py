@@ -14,7 +14,7 @@ from agentr1.runs import stream_scores, write_json, write_text
 from agentr1.scoring import Outcome, outcome
 from agentr1.statistics import Interval, mean_over_runs, paired_difference_over_runs
 from benchmarks.results.mix import TESTED
-from benchmarks.results.stages import BASELINES, RL, Stage
+from benchmarks.results.stages import BASELINES, RL, Stage, tested
 from benchmarks.results.stages import METRICS as PATHS
 
 METRICS = tuple(map(metric_name, PATHS))
@@ -28,12 +28,12 @@ Seeds = dict[int | None, list[Outcome]]
 
 def write_report(out: Path, stages: Sequence[Stage], plan: Mapping[str, Any], docs: Path) -> None:
     """Write docs/results.* from whatever is there."""
-    systems, before = dict(_systems(out)), dict(_before(out))
+    systems = dict(_systems(out))
     if not systems:
         print("nothing has been evaluated yet")
         return
     commands = {stage.name: stage.shown for stage in stages}
-    records = [*_scores(out, systems, commands), *_differences(systems, before)]
+    records = [*_scores(out, systems, commands), *_differences(systems)]
     write_json(docs / "results.json", records)
     write_text(docs / "results.md", page(out, systems, records, commands, plan))
     curves(out, docs / "results.svg")
@@ -47,29 +47,17 @@ def _systems(out: Path) -> Iterator[tuple[str, Seeds]]:
         if (out / "baselines" / "eval.json").exists() and path.exists():
             yield name, {None: _outcomes(path)}
     for name in RL:
-        if found := dict(_trained(out, name, "after")):
+        if found := {
+            seed: _outcomes(tested(out, name, seed) / "evaluation" / "after.jsonl")
+            for seed in seeds_of(out, name)
+        }:
             yield name, found
 
 
-def seeds_of(out: Path) -> list[int]:
-    """The seeds of the trainings that have been tested."""
-    runs = [path.parent.name for path in (out / "algorithms").glob("*/seed*/eval.json")]
-    return sorted({int(name.removeprefix("seed")) for name in runs})
-
-
-def _before(out: Path) -> Iterator[tuple[str, Seeds]]:
-    """What the policy of each training answered before it, by the very same means."""
-    for name in RL:
-        yield name, dict(_trained(out, name, "before"))
-
-
-def _trained(out: Path, name: str, moment: str) -> Iterator[tuple[int | None, list[Outcome]]]:
-    for done in sorted((out / "algorithms" / name).glob("seed*/eval.json")):
-        run = done.parent
-        yield (
-            int(run.name.removeprefix("seed")),
-            _outcomes(run / "evaluation" / f"{moment}.jsonl"),
-        )
+def seeds_of(out: Path, name: str = "*") -> list[int]:
+    """The seeds of the trainings, of one algorithm or of any, that have been tested."""
+    found = [path.parent.name for path in (out / "tests").glob(f"{name}/seed*/eval.json")]
+    return sorted({int(folder.removeprefix("seed")) for folder in found})
 
 
 def _outcomes(path: Path) -> list[Outcome]:
@@ -96,7 +84,8 @@ def _scores(
         ]
         if trained and len(seeds) > 1:
             chosen.append((None, list(seeds.values())))
-        folder = out / "algorithms" / name / f"seed{min(seeds)}" if trained else out / "baselines"
+        run = out / "algorithms" / name / f"seed{min(seeds)}" if trained else out / "coldstart"
+        learned = trained or name == "cold_start"
         for seed, runs in chosen:
             for dataset in TESTED:
                 for metric in METRICS:
@@ -109,38 +98,29 @@ def _scores(
                         "ci95": [interval.low, interval.high],
                         "n": interval.n,
                         "seed": seed,
-                        "steps": steps(folder)
-                        if trained
-                        else steps(out / "coldstart")
-                        if name == "cold_start"
-                        else 0,
-                        "device": device(folder),
-                        "command": commands["algorithms" if trained else "baselines"],
+                        "steps": steps(run) if learned else 0,
+                        "device": device(run if trained else out / "baselines"),
+                        "command": " && ".join(
+                            [commands["algorithms"]]
+                            + [commands[f"{name}-seed{s}"] for s in seeds if seed in (s, None)]
+                            if trained
+                            else [commands["baselines"]]
+                        ),
                     }
 
 
-def _differences(
-    systems: Mapping[str, Seeds], before: Mapping[str, Seeds]
-) -> Iterator[dict[str, Any]]:
-    """Every trained system against those that were not, and the cold start against the others.
-
-    Against its cold start a training is compared with its own test before the first step: the
-    precision and the batches of `agentr1 eval` are others.
-    """
+def _differences(systems: Mapping[str, Seeds]) -> Iterator[dict[str, Any]]:
+    """Every trained system against those that were not, and the cold start against the others."""
     for name in (*RL, "cold_start"):
         for other in AGAINST:
-            if name == other or name not in systems:
+            if name == other or name not in systems or other not in systems:
                 continue
-            runs = systems[name]
-            own = before.get(name, {}) if other == "cold_start" else {}
-            bases = own or dict.fromkeys(runs, systems.get(other, {}).get(None))
-            if None in bases.values():
-                continue
+            runs, base = list(systems[name].values()), systems[other][None]
             for dataset in TESTED:
                 for metric in METRICS:
                     interval = paired_difference_over_runs(
-                        [_values(runs[seed], dataset, metric) for seed in runs],
-                        [_values(bases[seed] or [], dataset, metric) for seed in runs],
+                        [_values(run, dataset, metric) for run in runs],
+                        [_values(base, dataset, metric)] * len(runs),
                     )
                     yield {
                         "system": name,
@@ -188,10 +168,8 @@ rows of the tables below with each other and with nothing else; results.json has
 _READING = """- Exact match asks for the words alone. A model that was never shown the form answers
   in sentences, and its exact match says little: look at cover-EM, which is lenient and not to be
   put beside exact match. That a trained agent beats an untrained model in it is no more than that.
-- Trainings are tested by themselves, baselines by `agentr1 eval`: in other batches, and in bfloat16
-  or mixed precision where the training is. A rounding may tip a word here and there.
-- Against the cold start, therefore, a trained system is compared with its own test before the first
-  step.
+- `agentr1 eval` tests what each training leaves as it tests the others: the same batches of
+  questions, in the same precision.
 - `reinforce_pp` asks each question once a batch, so it sees as many questions as the others see
   episodes.
 """
@@ -304,9 +282,11 @@ def curves(out: Path, path: Path) -> None:
         return
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
     for log in logs:
-        lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
-        points = [(r["num_tokens"], r[_CURVE]) for r in lines if _CURVE in r]
-        axes.plot(*zip(*points, strict=True), label=f"{log.parts[-3]}, {log.parts[-2]}", lw=1)
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill cuts the last
+        points = [(r["num_tokens"], r[_CURVE]) for r in whole if _CURVE in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=f"{log.parts[-3]}, {log.parts[-2]}", lw=1)
     axes.set(xlabel="tokens of all episodes so far", ylabel="exact match of sampled episodes")
     axes.legend(fontsize="x-small", ncols=2)
     figure.savefig(path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from agentr1.eval_folder import EvalFolder, fingerprint
 
 RL = ("grpo", "ppo", "rloo", "reinforce_pp", "reinforce_pp_baseline")
 """Recipes of `recipes/multihop`, the algorithms of the paper's Table 3."""
@@ -17,6 +19,11 @@ METRICS = tuple(
 )
 CELLS = 12
 """Of the ablation, with one seed each: six rows, without and with process rewards."""
+LOOK = ("--test_limit", "60")
+"""A training's own tests are no more than a look: `agentr1 eval` tests what it leaves, as it tests
+the baselines, and goes on where it was stopped."""
+MASKS = ("--test_limit", "600")
+"""The ablation's cells are compared by their own tests; one has to fit into a piece."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +92,7 @@ class Stage:
         done: whether its result is there and whole.
         further: words that depend on what an earlier piece has left.
         level: stages of higher levels are made from its result.
+        trains: the folder that its checkpoints are under.
     """
 
     name: str
@@ -92,6 +100,11 @@ class Stage:
     done: Callable[[], bool]
     further: Callable[[], Sequence[str]] = tuple
     level: int = 5
+    trains: Path | None = None
+
+    def begun(self) -> bool:
+        """Whether something is there that was made from earlier stages' results."""
+        return self.done() or (self.trains is not None and any(self.trains.rglob("checkpoint-*")))
 
     def command(self) -> list[str]:
         """The words of now."""
@@ -121,6 +134,7 @@ def stages(out: Path, source: str, scale: str, seeds: Sequence[int], jobs: int) 
     where = (*where, "--metrics", *METRICS, *size.everywhere)
     grid = ("--seeds", *map(str, seeds), "--jobs", str(jobs), *where)
     grid = (*grid, "--model_name_or_path", str(cold / "final"), *size.rl)
+    test = ("agentr1", "eval", "multihop/grpo", "--at-once", str(size.at_once))
     corpus, index = str(data / "corpus.jsonl"), str(data / "index")
     found = [
         *(_data(name, source, out) for name in ("hotpotqa", "2wiki", "musique")),
@@ -151,20 +165,22 @@ def stages(out: Path, source: str, scale: str, seeds: Sequence[int], jobs: int) 
             (cold / "final" / "training_args.bin").exists,  # written last
             lambda: _newest_checkpoint(cold),
             level=4,
+            trains=cold,
         ),
         Stage(
             "baselines",
-            ("agentr1", "eval", "multihop/grpo", "--model", str(cold / "final"))
-            + ("--baselines", *BASELINES, "--at-once", str(size.at_once))
+            (*test, "--model", str(cold / "final"), "--baselines", *BASELINES)
             + ("--out", str(out / "baselines"), *where, *size.play),
             (out / "baselines" / "eval.json").exists,
         ),
         Stage(
             "algorithms",
             ("agentr1", "algorithms", "multihop", "--recipes", *RL)
-            + ("--out", str(out / "algorithms"), *grid),
+            + ("--out", str(out / "algorithms"), *grid, *LOOK),
             lambda: _finished(out / "algorithms", seeds, len(RL)),
+            trains=out / "algorithms",
         ),
+        *_tests(out, seeds, test, (*where, *size.play)),
     ]
     if size.ablation:
         # No engine has sampled the observations that `loss_mask: all` trains on, so their
@@ -173,8 +189,9 @@ def stages(out: Path, source: str, scale: str, seeds: Sequence[int], jobs: int) 
         found.append(
             Stage(
                 "ablation",
-                (*words, "--sampling_correction", "off", *grid),
+                (*words, "--sampling_correction", "off", *grid, *MASKS),
                 lambda: _finished(out / "ablation", seeds, CELLS),
+                trains=out / "ablation",
             )
         )
     return found
@@ -183,6 +200,32 @@ def stages(out: Path, source: str, scale: str, seeds: Sequence[int], jobs: int) 
 def _data(name: str, source: str, out: Path) -> Stage:
     words = ("agentr1", "data", name, "--source", source, "--out", str(out / name))
     return Stage(name, words, (out / name / "card.json").exists, level=0)
+
+
+def tested(out: Path, name: str, seed: int) -> Path:
+    """The evaluation of what a training has left."""
+    return out / "tests" / name / f"seed{seed}"
+
+
+def _tests(
+    out: Path, seeds: Sequence[int], words: Sequence[str], options: Sequence[str]
+) -> Iterator[Stage]:
+    """One stage per training: the same questions, batches and precision as the baselines'."""
+    for seed in seeds:
+        for name in RL:
+            run, folder = out / "algorithms" / name / f"seed{seed}", tested(out, name, seed)
+            yield Stage(
+                f"{name}-seed{seed}",
+                (*words, "--model", str(run / "final"), "--out", str(folder), *options),
+                lambda run=run, folder=folder: _is_of(folder, run / "final"),
+            )
+
+
+def _is_of(evaluation: Path, weights: Path) -> bool:
+    """Whether an evaluation is over, and is of these weights rather than earlier ones."""
+    if not (evaluation / "eval.json").exists():
+        return False
+    return EvalFolder(evaluation).settings()["policy"]["weights"] == fingerprint(weights)
 
 
 def _finished(grid: Path, seeds: Sequence[int], cells: int) -> bool:

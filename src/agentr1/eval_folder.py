@@ -13,8 +13,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from agentr1.locks import locked
+from agentr1.retrieval.manifest import NAME as MANIFEST
+from agentr1.retrieval.manifest import read_manifest
 from agentr1.runs import write_json
 from agentr1.types import Row
 
@@ -72,6 +75,14 @@ class EvalFolder:
             )
         write_json(self.path / "evaluation" / SETTINGS, begun | plain)
 
+    def alone(self) -> IO[str]:
+        """Keep other processes out until what comes back is closed; after `accept`.
+
+        Raises:
+            RuntimeError: another process is at work here.
+        """
+        return locked(self.path / "evaluation" / ".lock", self.path)
+
     def done(self, system: str, ids: Sequence[str], at_once: int) -> int:
         """How many questions of a system are done; what an interrupt cut off is removed.
 
@@ -126,13 +137,17 @@ def newest_evaluation(recipe_name: str, root: Path = Path("runs")) -> Path:
 def fingerprint(place: Path | str) -> str:
     """Tell the contents of a file or folder apart from others, without reading all of it.
 
-    Sizes, and the first and last megabyte of each file; of an address or a Hub id, its text.
+    Sizes, and the first and last megabyte of each file; of an address or a Hub id, its text. Of an
+    index, only what searches read: how good it is may be measured, and noted in it, later.
     """
     path = Path(place)
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     if not path.exists():
         return str(place)
+    digest = hashlib.sha256()
+    if (path / MANIFEST).is_file():
+        files = [path / name for name in sorted([MANIFEST, *read_manifest(path).files])]
+    else:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
         with file.open("rb") as content:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from agentr1.systems import (
     prepare,
     search_of,
 )
+from agentr1.types import Row
 
 AT_ONCE = 64
 """Questions of a batch: what an interrupt costs at most, and what is in memory at once."""
@@ -57,7 +59,7 @@ class Options:
 
     Attributes:
         split: train, dev or test.
-        limit: at most so many rows, from the start of the file.
+        limit: at most so many rows; which ones depends on their ids alone.
         baselines: names of `SYSTEMS`, or "all".
         cold_start: the model of the system of that name; see `systems.find_policy`.
         out: folder; one that was begun goes on. None for a new one under runs/eval.
@@ -81,6 +83,8 @@ class Options:
                 f"--at-once must be 1 or more and --sample 0 or more, got {self.at_once} and "
                 f"{self.sample}"
             )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be 1 or more, got {self.limit}")
         if self.resume and self.out is not None:
             raise ValueError(
                 f"--resume goes on in the newest folder, --out {self.out} names one; give one of "
@@ -99,10 +103,15 @@ class Evaluation:
 
     recipe: Recipe
     task: Task
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     metrics: Mapping[str, Metric]
     folder: EvalFolder
     options: Options
+
+    @property
+    def split(self) -> str:
+        """That the rows are of: dev where test was asked for and the data set has none."""
+        return self.task.tested if self.options.split == "test" else self.options.split
 
     @property
     def ids(self) -> list[str]:
@@ -130,31 +139,38 @@ def evaluate(
     Raises:
         ValueError, FileNotFoundError: a mistake in the recipe or the command, or a folder that was
             begun with other settings.
-        RuntimeError: too many faults of the infrastructure.
+        RuntimeError: too many faults of the infrastructure, or another process is at work in the
+            folder.
         KeyboardInterrupt: with how to go on.
     """
     options = options or Options()
-    limited = [f"--{options.split}_limit", str(options.limit)] if options.limit is not None else []
-    recipe, task = prepare(name, [*overrides, *limited])
+    recipe, task = prepare(name, overrides)
     systems, left_out = choose(recipe, task, options.baselines, policy, options.cold_start)
-    rows = sorted(getattr(task, options.split), key=lambda row: row["id"])
+    rows = drawn(getattr(task, options.split), options.limit)
     answered = all(row.get("answers") for row in rows)
     metrics = {**task.metrics, **(_STANDARD if answered else {}), **task.metrics}
     folder = EvalFolder(_folder(recipe, options))
     evaluation = Evaluation(recipe, task, rows, metrics, folder, options)
     folder.accept({system.name: _settings(evaluation, system) for system in systems})
-    if not (folder.path / "recipe.yaml").exists():
-        write_header(folder.path, recipe.text, ["agentr1", *sys.argv[1:]])
-    print("\n".join([f"budget of each system: {budget_of(recipe)}", *left_out]))
-    try:
-        for source in dict.fromkeys(system.source for system in systems):
-            _play(evaluation, [system for system in systems if system.source == source])
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped; the same command with --out {folder.path} goes on where it stood"
-        ) from None
-    _report(evaluation)
+    with folder.alone():
+        if not (folder.path / "recipe.yaml").exists():
+            write_header(folder.path, recipe.text, ["agentr1", *sys.argv[1:]])
+        print("\n".join([f"budget of each system: {budget_of(recipe)}", *left_out]))
+        try:
+            for source in dict.fromkeys(system.source for system in systems):
+                _play(evaluation, [system for system in systems if system.source == source])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped; the same command with --out {folder.path} goes on where it stood"
+            ) from None
+        _report(evaluation)
     return folder.path
+
+
+def drawn(rows: Sequence[Row], limit: int | None) -> list[Row]:
+    """At most so many rows, the same whatever the order of the file, in the order of their ids."""
+    by_chance = sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())
+    return sorted(by_chance[:limit], key=lambda row: row["id"])
 
 
 def _folder(recipe: Recipe, options: Options) -> Path:
@@ -179,7 +195,7 @@ def _settings(evaluation: Evaluation, system: System) -> dict[str, Any]:
         "model": str(Path(model).resolve()) if Path(model).exists() else model,
         "weights": weights,
         "untrained": None if system.name in ("policy", "cold_start") else weights,
-        "rows": f"{len(evaluation.rows)} of {options.split}, {digest_of_rows(evaluation.rows)}",
+        "rows": f"{len(evaluation.rows)} of {evaluation.split}, {digest_of_rows(evaluation.rows)}",
         "corpus": None if place is None else fingerprint(place),
         "demonstrations": fingerprint(find_path(shown, "demonstrations"))
         if shown is not None and system.name == "few_shot"
@@ -268,7 +284,7 @@ def _report(evaluation: Evaluation) -> None:
     }
     about = {
         "recipe": recipe.name,
-        "split": options.split,
+        "split": evaluation.split,
         "n": len(evaluation.rows),
         "sample": options.sample,
         "budget": budget_of(recipe)._asdict(),
@@ -278,7 +294,7 @@ def _report(evaluation: Evaluation) -> None:
     ceiling = ceiling_of(place, evaluation.rows, search and search.passage_chars)
     report = report_of(outcomes, ceiling, about)
     write_json(folder.path / "eval.json", report)
-    show(report, f"{recipe.name} on {options.split}, n={len(evaluation.rows)}")
+    show(report, f"{recipe.name} on {evaluation.split}, n={len(evaluation.rows)}")
     if not plot(report, folder.path / "eval"):
         print("no plot: matplotlib is not installed; pip install 'agentr1[plot]'")
     print(f"eval.json, transcripts and plot: {folder.path}")
@@ -290,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--model", help="the policy: model id or folder, adapter, or run folder")
     add("--split", default="test", choices=["train", "dev", "test"])
-    add("--limit", type=int, help="at most so many rows")
+    add("--limit", type=int, help="at most so many rows, drawn by their ids")
     add("--baselines", nargs="+", default=(), metavar="NAME", help=f"all, or of {_names()}")
     add("--cold-start", metavar="MODEL", help="the policy of the system cold_start")
     add("--out", type=Path, help="folder; an evaluation that was begun there goes on")

@@ -302,6 +302,8 @@ def _remarks(evaluation: Mapping[str, Any]) -> Iterator[str]:
     """How the episodes after training went, faults of the tools included, and what it took."""
     after = _mapping(evaluation.get("after"), Path("eval.json"))
     means = [f"{after[name]:.2f} {name}" for name in _EPISODE_MEANS if name in after]
+    if evaluation.get("split") == "dev":
+        yield "Tested on the rows of dev: the data set has no others."
     if means:
         yield f"Means of an episode after training: {', '.join(means)}."
     if evaluation.get("seconds") is not None:

@@ -1,6 +1,6 @@
 """One process at a time in a folder: a lock that ends with the process that holds it.
 
-Layer 1. Used by what writes data sets and by what builds indexes; knows neither.
+Layer 1. Used by what writes data sets, builds indexes and evaluates; knows none of them.
 """
 
 from __future__ import annotations

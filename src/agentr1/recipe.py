@@ -71,6 +71,7 @@ class Task:
 
     Attributes:
         train, dev, test: rows.
+        tested: the split that `test` was read from: dev where the data set has no other.
         env_factory: makes one environment per episode; the tools are shared.
         rewards: outcome rewards, in the recipe's order.
         metrics: name to metric.
@@ -79,6 +80,7 @@ class Task:
     train: list[dict[str, Any]]
     dev: list[dict[str, Any]]
     test: list[dict[str, Any]]
+    tested: str
     env_factory: EnvFactory
     rewards: list[Metric]
     metrics: dict[str, Metric]
@@ -218,15 +220,12 @@ def build_task(arguments: RecipeArguments) -> Task:
         ValueError, FileNotFoundError: with the value, the expectation and the way out.
     """
     folder = find_path(arguments.dataset, "dataset folder")
-    limits = {
-        "train": arguments.train_limit,
-        "dev": arguments.dev_limit,
-        "test": arguments.test_limit,
-    }
+    limits = {split: getattr(arguments, f"{split}_limit") for split in ("train", "dev", "test")}
     env_factory = _env_factory(arguments, folder)
     questions = isinstance(env_factory, functools.partial)  # the one that `ToolEnv` is made with
+    files = {split: find_split(folder, split, dev_for_test=True) for split in limits}
     rows = {
-        split: load_rows(find_split(folder, split, dev_for_test=True), limit, questions=questions)
+        split: load_rows(files[split], limit, questions=questions)
         for split, limit in limits.items()
     }
     finish(check_env(env_factory, rows["train"][0]))
@@ -234,6 +233,7 @@ def build_task(arguments: RecipeArguments) -> Task:
     given = dict.fromkeys([*_GIVEN_TO_REWARDS, *columns])
     return Task(
         **rows,
+        tested="dev" if files["test"] == files["dev"] else "test",
         env_factory=env_factory,
         rewards=[_callable(path, "rewards", **given) for path in arguments.rewards],
         metrics={

@@ -186,10 +186,10 @@ class RolloutTrainer(WholeCheckpoints, FrugalUpdate):
         draws = random.Random(repr(place))
         return [draws.getrandbits(40) for _ in range(count)]
 
-    def _refuse_noise(self, faults: int, turns: int, mine: Sequence[str]) -> None:
+    def _refuse_noise(self, faults: int, turns: int, known: Sequence[str]) -> None:
         """Stop where too many turns of all processes met an infrastructure fault."""
         if faults > self._config.max_fault_share * turns:
-            example = mine[0] if mine else "on another process"
+            example = known[0] if known else "on another process"
             raise RuntimeError(
                 f"{faults} of {turns} turns met an infrastructure fault, more than "
                 f"max_fault_share={self._config.max_fault_share}: {example}; check the tools' "
@@ -220,12 +220,18 @@ class RolloutTrainer(WholeCheckpoints, FrugalUpdate):
 
         Returns:
             Records of all rows, in order, on every process.
+
+        Raises:
+            RuntimeError: more faults than `max_fault_share`: a policy is not to be judged by them.
         """
         mine = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
         greedy = [Sampling(max_tokens=1, temperature=0.0)] * len(mine)
         trajectories = self._play([rows[i] for i in mine], greedy)
         scored = together(lambda: score(trajectories, self._metric_functions))
         found = dict(gather_object(list(zip(mine, scored, strict=True))))
+        turns = [turn for s in found.values() for turn in s.trajectory.turns]
+        faults = [turn.fault for turn in turns if turn.fault is not None]
+        self._refuse_noise(len(faults), len(turns), faults)
         return [found[i] for i in range(len(rows))]
 
     def evaluate(
