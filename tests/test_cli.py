@@ -262,7 +262,7 @@ def test_a_dry_run_resolves_everything_loads_no_weights_and_writes_nothing(
     shown = capsys.readouterr().out
     for part in ("everything resolves", "garbage", "8 train, 8 dev, 8 test", "['calculator']"):
         assert part in shown
-    assert "4 a step = 2 rows x 2" in shown
+    assert "4 a batch = 2 rows x 2" in shown
     assert sorted(here.rglob("*")) == before
 
 

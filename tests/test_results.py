@@ -370,7 +370,8 @@ def test_one_command_goes_from_data_to_the_table_and_then_does_nothing_twice(
     monkeypatch.chdir(tmp_path)
     assert results.main(command) == 0
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "make results ARGS='--source source --scale cpu --seeds 1'" in page
+    assert "make results ARGS='--source PATH --scale cpu --seeds 1'" in page
+    assert "agentr1 data musique --source PATH" in page
     records = json.loads((tmp_path / "docs" / "results.json").read_text())
     systems = {r["system"] for r in records}
     assert systems == {"cold_start", *stages_module.BASELINES, "grpo", "ppo"}

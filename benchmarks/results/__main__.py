@@ -67,8 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if code:
                         return code
     seeds = seeds_of(out) or options.seeds
-    todo = stages(out, source, options.scale, seeds, options.jobs)
-    told = {"source": source, "scale": options.scale, "seeds": " ".join(map(str, seeds))}
+    place = "hub" if source == "hub" else "PATH"  # which folder it was tells nobody else anything
+    todo = stages(out, place, options.scale, seeds, options.jobs)
+    told = {"source": place, "scale": options.scale, "seeds": " ".join(map(str, seeds))}
     write_report(out, todo, told, ROOT / "docs")
     return 0
 

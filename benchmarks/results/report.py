@@ -161,9 +161,13 @@ command makes everything; it may be stopped and given again:
 
 Trained on {device}, on questions of HotpotQA and 2Wiki; tested greedily on dev questions of these
 (in domain) and of MuSiQue (out of domain). {rows}
+{source}
 A corpus of {passages} passages, BM25, the same for all. These are not the settings of any paper: a
 small model, a small corpus that holds the questions' own passages, few train questions. Compare
 rows of the tables below with each other and with nothing else; results.json has every figure.
+"""
+_A_PART = """`PATH` held a part of the official train and dev questions; for about half of HotpotQA's
+train questions it held the supporting passages only. `hub` takes all of them.
 """
 _READING = """- Exact match asks for the words alone. A model that was never shown the form answers
   in sentences, and its exact match says little: look at cover-EM, which is lenient and not to be
@@ -196,6 +200,7 @@ def page(
         if trained
         else device(out / "coldstart"),
         rows=f"{counts}.",
+        source="" if plan["source"] == "hub" else _A_PART.rstrip(),
         passages=f"{mix['passages']:,}",
     )
     tables = [

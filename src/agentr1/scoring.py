@@ -1,8 +1,9 @@
 """Play rows and score them: the metrics and summaries that training and `agentr1 eval` share.
 
-Knows rollouts and metrics, neither trainers nor recipes. Results are keyed by row id, and rows are
-played in the order of their ids and in step, so that neither their order nor the time that tools
-take can change a score.
+Knows rollouts and metrics, neither trainers nor recipes. Results are keyed by row id.
+`evaluate_rows`, with which `agentr1 eval` plays, goes by the order of ids and in step, so that
+neither the rows' order nor the time that tools take can change a score. A training's own tests play
+as the training does, without waiting for the slowest tool.
 """
 
 from __future__ import annotations
