@@ -34,6 +34,13 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 300
 launch_env = $(if $(filter cpu_%,$(ACCELERATE)),CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)
 launch = $(strip $(launch_env) $(PY) -m accelerate.commands.launch \
   --config_file recipes/accelerate/$(ACCELERATE).yaml $(LAUNCH_ARGS))
+# How a training is started: by the launcher where ACCELERATE names a configuration.
+started = $(if $(ACCELERATE),$(launch) -m agentr1.$(1),$(PY) -m agentr1 $(1))
+# One process trains on one GPU, and TRL refuses to train where it sees several: without a launcher for
+# several it is the first, or what the environment says (empty: none).
+one_process := eval play ablate algorithms results bench coldstart
+one_process += $(if $(filter-out single,$(ACCELERATE)),,train sft)
+$(one_process): export CUDA_VISIBLE_DEVICES ?= 0
 # Tests never reach for the Hub, which also switches TRL's telemetry off. One thread per process,
 # because the processes share the cores.
 pytest = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
@@ -48,15 +55,11 @@ help: ## Show this list
 setup: $(INSTALLED) $(weights) ## Make the virtual environment (every target does, when needed)
 
 train: $(INSTALLED) $(weights) ## Train RECIPE with reinforcement learning; ACCELERATE=name for several processes
-ifeq ($(ACCELERATE),)
-	$(PY) -m agentr1 train $(RECIPE) $(ARGS)
-else
-	$(launch) -m agentr1.train $(RECIPE) $(ARGS)
-endif
+	$(call started,train) $(RECIPE) $(ARGS)
 
 sft: RECIPE = quickstart/sft
-sft: $(INSTALLED) $(weights) ## Fine-tune on demonstrations, RECIPE=quickstart/sft by default
-	$(PY) -m agentr1 sft $(RECIPE) $(ARGS)
+sft: $(INSTALLED) $(weights) ## Fine-tune on demonstrations (RECIPE=quickstart/sft: `make coldstart` first); ACCELERATE as above
+	$(call started,sft) $(RECIPE) $(ARGS)
 
 eval: $(INSTALLED) $(weights) ## Evaluate RECIPE's policy
 	$(PY) -m agentr1 eval $(RECIPE) $(ARGS)

@@ -1,4 +1,4 @@
-"""What the README shows works: its Python runs, its commands and files exist."""
+"""What the README and docs/python.md show works: Python runs, commands and files exist."""
 
 from __future__ import annotations
 
@@ -50,9 +50,24 @@ def test_the_environment_keeps_the_contract_and_can_be_won(codec: Any) -> None:
     policy = ScriptedPolicy(codec, {"Guess my number": ["3", "9", "7"]})
     limits, sampling = Limits(max_turns=5, max_completion_length=512), Sampling(max_tokens=1)
     played = asyncio.run(rollout(row, guess(), codec, policy, limits=limits, sampling=sampling))
+    asyncio.run(check_env(guess, row, ["", "seven", "\u00b2", "-7", "7"]))  # a digit, no number
     assert played.stop_reason is StopReason.ENVIRONMENT
     assert played.process_rewards == (0.0, 0.0, 1.0)
     assert Message("user", "higher") in played.messages
+
+
+def test_the_training_in_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    names: dict[str, Any] = {}
+    exec(compile(block, "python.md", "exec"), names)
+    logged = names["trainer"].state.log_history[-1]
+    assert logged["step"] == 2
+    assert logged["rollout/tools/search/calls"] > 0
+    assert (tmp_path / "runs" / "python" / "final" / "model.safetensors").is_file()
 
 
 def test_make_targets_recipes_and_verbs_exist() -> None:

@@ -90,7 +90,7 @@ class CreditConfig:
         default=None,
         metadata={
             "help": "Text that only the critic reads before the prompt, with the row's columns in "
-            "braces: 'The answer is {answer}.'; a privileged critic."
+            "braces: 'Accepted answers: {answers}.'; a privileged critic."
         },
     )
     value_coef: float = field(

@@ -95,7 +95,7 @@ def train(
     _fit(trainer, folder, checkpoint)
     _test(trainer, task, folder, "after")
     if trainer.accelerator.is_main_process:
-        _finish(recipe, folder, time.monotonic() - start, push)
+        _finish(recipe, task.tested, folder, time.monotonic() - start, push)
         if checkpoint is not None:
             print(f"the seconds count from {checkpoint} on")
     trainer.accelerator.wait_for_everyone()
@@ -118,6 +118,7 @@ def resolve(recipe: Recipe) -> Resolved:
     Raises:
         ValueError, FileNotFoundError: a mistake in the recipe, with the way out.
     """
+    refuse_several_gpus(recipe.training)
     recipe.training.check_for_environment()
     if recipe.training.resume_from_checkpoint:
         raise ValueError(
@@ -127,10 +128,31 @@ def resolve(recipe: Recipe) -> Resolved:
         )
     task = build_task(recipe.arguments)
     recipe.training.check_rows(len(task.train))
+    _refuse_to_test_what_chose(recipe, task)
     source = resolve_model(recipe.model.model_name_or_path, search_roots())
     tokenizer = load_tokenizer(source, search_roots())
     codec = Codec(tokenizer, task.env_factory().tool_schemas, source.path_or_id)
     return Resolved(with_context(task, recipe, codec), source.path_or_id, tokenizer, codec)
+
+
+def _refuse_to_test_what_chose(recipe: Recipe, task: Task) -> None:
+    if recipe.training.load_best_model_at_end and task.tested == "dev":
+        raise ValueError(
+            f"load_best_model_at_end chooses a checkpoint by the dev rows of "
+            f"{recipe.arguments.dataset}, which has no test rows, so that the final test would be "
+            "of the very rows it was chosen by; put a test.jsonl there, or set "
+            "load_best_model_at_end: false"
+        )
+
+
+def refuse_several_gpus(training: TrainingArguments) -> None:
+    """Refuse what TRL refuses too, but only after it has loaded the weights."""
+    if training.n_gpu > 1:  # always 1 or 0 under a launcher, and on a CPU
+        raise ValueError(
+            f"a process trains on one GPU, but this one sees {training.n_gpu}; set "
+            "CUDA_VISIBLE_DEVICES=0 (or another one's number), or start a process per GPU with "
+            "`accelerate launch --config_file recipes/accelerate/ddp.yaml` (make: ACCELERATE=ddp)"
+        )
 
 
 def prepare_process() -> None:
@@ -305,7 +327,9 @@ def _fit(trainer: AgentTrainer, folder: Path, checkpoint: str | None) -> None:
 def _test(trainer: AgentTrainer, task: Task, folder: Path, name: str) -> None:
     """Greedy test of the current policy, kept in `evaluation/`."""
     path = folder / "evaluation" / f"{name}.jsonl"
-    trainer.accelerator.print(f"testing the policy {name} training on {len(task.test)} rows")
+    trainer.accelerator.print(
+        f"testing the policy {name} training on {len(task.test)} {task.tested} rows"
+    )
     scored = trainer.play_greedily(task.test)
     if trainer.accelerator.is_main_process:
         write_scores(path, scored)
@@ -313,15 +337,15 @@ def _test(trainer: AgentTrainer, task: Task, folder: Path, name: str) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _finish(recipe: Recipe, folder: Path, seconds: float, push: bool) -> None:
+def _finish(recipe: Recipe, split: str, folder: Path, seconds: float, push: bool) -> None:
     results = {
         name: json.loads((folder / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("before", "after")
     }
-    write_json(folder / "eval.json", {**results, "seconds": round(seconds, 1)})
+    write_json(folder / "eval.json", {"split": split, **results, "seconds": round(seconds, 1)})
     sides = [(n, folder / "evaluation" / f"{n}.jsonl") for n in ("before", "after")]
     metric = metric_name(recipe.arguments.metrics[0])
-    compare(sides[0], sides[1], metric, title=f"{recipe.name} on held-out rows")
+    compare(sides[0], sides[1], metric, title=f"{recipe.name} on {split} rows")
     print(f"{seconds:.0f} s in all; everything about this run is in {folder}")
     card = model_card(folder)
     for place in (folder, folder / "final"):  # in the place of the Trainer's, which knows no run
@@ -340,11 +364,12 @@ def _description(recipe: Recipe, task: Task, codec: Codec) -> str:
         [
             f"recipe {recipe.name}: everything resolves",
             f"  policy     {recipe.model.model_name_or_path}",
-            f"  rows       {len(task.train)} train, {len(task.dev)} dev, {len(task.test)} test",
+            f"  rows       {len(task.train)} train, {len(task.dev)} dev, {len(task.test)} test"
+            + (" (those of dev: the data set has no other)" if task.tested == "dev" else ""),
             f"  environment {recipe.arguments.environment}, tools {tools}",
             f"  rewards    {recipe.arguments.rewards} + process {recipe.arguments.process_rewards}",
             f"  algorithm  {config.algorithm}, loss {config.loss_type}",
-            f"  rollouts   {rollouts} a step = {rollouts // config.num_generations} rows x "
+            f"  rollouts   {rollouts} a batch = {rollouts // config.num_generations} rows x "
             f"{config.num_generations}, at most {config.max_turns} turns and "
             f"{config.max_completion_length} tokens each",
         ]
