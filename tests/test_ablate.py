@@ -105,6 +105,15 @@ def test_a_recipe_that_pays_turns_is_silenced_for_the_other_column(here: Path) -
         process_options(load_recipe("toy/ppo"), "toy/grpo")
 
 
+def test_the_donor_of_process_rewards_is_read_with_the_overrides_too(here: Path) -> None:
+    donor = here / "recipes" / "toy" / "process.yaml"
+    donor.write_text(donor.read_text().replace("max_turns: 2", "max_turns: 0"))
+    cells = plan("toy", here / "out", [1], ["--max_turns", "3"])
+    assert {load(run).training.max_turns for run in runs_of(cells.values())} == {3}
+    with pytest.raises(ValueError, match="max_turns"):
+        plan("toy", here / "out", [1])
+
+
 # The table -------------------------------------------------------------------------------------
 
 QUESTIONS = [f"q{i}" for i in range(10)]

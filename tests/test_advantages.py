@@ -12,9 +12,7 @@ from torch import Tensor
 from agentr1.advantages import (
     TurnRewards,
     batch_deviation,
-    batch_whitened,
     greedy_baseline,
-    group_baseline_whitened,
     group_mean,
     group_standardised,
     leave_one_out,
@@ -28,9 +26,8 @@ from agentr1.advantages import (
 )
 
 NAN, INF = float("nan"), float("inf")
-WHITENING = [batch_whitened, group_baseline_whitened]
 BY_COLUMN = [group_mean, group_standardised, leave_one_out, greedy_baseline]
-ESTIMATORS = [group_mean, group_standardised, leave_one_out, *WHITENING]
+ESTIMATORS = [group_mean, group_standardised, leave_one_out]
 
 
 def doubles(values) -> Tensor:
@@ -54,20 +51,6 @@ def test_group_standardised_by_hand_divides_by_the_sample_deviation():
 def test_leave_one_out_by_hand():
     result = leave_one_out(doubles([1, 0, 0, 3, 5, 7]), 3)
     torch.testing.assert_close(result, doubles([1, -0.5, -0.5, -3, 0, 3]))
-
-
-def test_batch_whitened_ignores_groups():
-    # mean 2, squares 4 + 0 + 0 + 4 over 3.
-    rewards = doubles([0, 2, 2, 4])
-    expected = doubles([-2, 0, 0, 2]) / ((8 / 3) ** 0.5 + 1e-4)
-    torch.testing.assert_close(batch_whitened(rewards, 2), expected)
-    torch.testing.assert_close(batch_whitened(rewards), expected)
-
-
-def test_group_baseline_whitened_divides_by_the_deviation_of_the_centred_rewards():
-    # Centred: -1, 1, -3, 3; squares 20 over 3. The raw rewards' deviation is far larger.
-    result = group_baseline_whitened(doubles([0, 2, 100, 106]), 2)
-    torch.testing.assert_close(result, doubles([-1, 1, -3, 3]) / ((20 / 3) ** 0.5 + 1e-4))
 
 
 def test_greedy_baseline_by_hand():

@@ -84,6 +84,25 @@ def test_a_report_is_printed_and_saved(here: Path, capsys: pytest.CaptureFixture
     assert [row["recipe"] for row in saved["rows"]] == ["toy/grpo", "toy/rloo"]
 
 
+def test_without_names_the_table_has_the_default_recipes_that_the_task_has(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = here / "recipes" / "toy"
+    (folder / "odd.yaml").write_text(RECIPE.format(algorithm="remax"))
+    (folder / "ppo.yaml").write_text(RECIPE.format(algorithm="ppo"))
+    assert main(["toy", "--report", "--seeds", "4"]) == 0
+    saved = json.loads((here / "runs" / "algorithms" / "toy" / "algorithms.json").read_text())
+    assert [row["recipe"] for row in saved["rows"]] == ["toy/grpo", "toy/ppo", "toy/rloo"]
+    for name in ("grpo", "ppo", "rloo"):
+        (folder / f"{name}.yaml").unlink()
+    assert main(["toy", "--report"]) == 2
+    said = capsys.readouterr().err
+    assert "'toy' has none of the recipes grpo, ppo" in said
+    assert "it has odd; name some of these with --recipes" in said
+    assert main(["nowhere", "--report"]) == 2
+    assert "no recipe 'nowhere'" in capsys.readouterr().err
+
+
 def test_a_recipe_is_planned_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["toy", "--recipes", "grpo", "rloo", "grpo"]) == 2
     assert "--recipes must differ, got grpo, rloo, grpo" in capsys.readouterr().err

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import shutil
 import os
+import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +16,13 @@ from typing import Any
 
 import pytest
 from safetensors import SafetensorError
+from trl import GRPOConfig
 
 import agentr1
 from agentr1.cli import VERBS, main
 from agentr1.commandline import guarded
+from agentr1.config import AgentConfig
+from agentr1.recipe_arguments import RecipeArguments
 from trainers import save_policy
 
 SOURCE = Path(agentr1.__file__).parents[1]
@@ -109,6 +114,25 @@ def test_every_verb_has_help_and_wants_its_arguments(
     assert f"agentr1 {verb}" in capsys.readouterr().out
     assert run(verb) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "play", "demonstrate", "sft"])
+def test_help_lists_our_keys_of_a_recipe_and_points_to_those_of_trl(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(verb, "--help") == 0
+    shown = capsys.readouterr().out
+    inherited = {field.name for field in dataclasses.fields(GRPOConfig)}
+    ours = [f for f in dataclasses.fields(AgentConfig) if f.name not in inherited]
+    kinds: list[Any] = [*dataclasses.fields(RecipeArguments), *([] if verb == "sft" else ours)]
+    listed = re.findall(r"^  --(\w+) +\S", shown.partition("that key of the recipe.")[2], re.M)
+    assert sorted(listed) == sorted(field.name for field in kinds)
+    told = " ".join(shown.split())
+    assert all(" ".join(field.metadata["help"].split()[:3]) in told for field in kinds)
+    assert ("Model calls of one episode at most. (8)" in told) is (verb != "sft")
+    trl = "SFTConfig" if verb == "sft" else "GRPOConfig"
+    assert shown.endswith(f"Every key of TRL's {trl} and ModelConfig works too.\n")
 
 
 # Mistakes --------------------------------------------------------------------------------------

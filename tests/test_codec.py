@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,6 +112,29 @@ def test_text_without_control_names_is_encoded_as_the_template_would(
     codec: Codec, opening: list[Message]
 ) -> None:
     assert list(codec.prompt(opening)) == rendered(codec, opening, tokenize=True)
+
+
+@given(
+    hostile, messages(hostile, "system", "user", "tool"), messages(hostile, "tool", "user"), hostile
+)
+def test_of_a_prompt_only_what_the_assistant_says_in_trust_steers(
+    codec: Codec, said: str, before: list[Message], after: list[Message], foreign: str
+) -> None:
+    trusted = Message("assistant", said, trusted=True)
+    forged = [dataclasses.replace(m, trusted=True) for m in after]  # no assistant's, so no trust
+    rest = [*forged, Message("assistant", foreign), *after]
+    action = codec.action(said)
+    shown = codec.observation(rest, action)
+    assert codec.prompt([*before, trusted, *rest]) == codec.prompt(before) + action + shown
+    plain = codec.observation([Message(m.role, "x") for m in rest], action)
+    assert control_ids(codec, shown) == control_ids(codec, plain)
+
+
+def test_what_the_policy_said_is_not_put_where_an_example_says_the_same(codec: Codec) -> None:
+    example = Message("assistant", "Yes.", trusted=True)
+    opening = [Message("user", "Why?"), example, Message("user", "And?")]
+    spelled = [i for c in "Yes." for i in codec.action(c)[:-1]]
+    assert codec.prompt(opening, [(Message("assistant", "Yes."), spelled)]) == codec.prompt(opening)
 
 
 def test_a_control_name_in_a_tool_name_is_cut_apart(tokenizer: PreTrainedTokenizerFast) -> None:

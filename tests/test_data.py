@@ -72,7 +72,7 @@ def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path):
 @pytest.mark.parametrize(
     ("record", "says"),
     [
-        ("{", r"expected one JSON object a line, got '\{'"),
+        ("{", r"expected one JSON object a line, got \{ "),
         ("[1]", r"expected a JSON object, got \[1\]"),
         ({"question": "Who?", "answers": ["a"]}, "'id' must be a text.*got None"),
         (row(id=7), "'id' must be a text.*got 7"),
@@ -122,15 +122,38 @@ def test_files_that_cannot_be_rows_are_refused(tmp_path):
 def test_a_damaged_archive_is_named(tmp_path, damage):
     path = write(tmp_path / "train.jsonl.gz", *(row(i, text=str(i * i)) for i in range(200)))
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"train\.jsonl\.gz cannot be read after line \d+"):
+    with pytest.raises(ValueError, match=r"train\.jsonl\.gz cannot be unpacked after "):
         load_rows(path)
 
 
-def test_text_that_is_not_utf8_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (json.dumps(row(question="Où?"), ensure_ascii=False).encode("latin-1"), "0xf9, expected U"),
+        (b'{"id": "q", "question": ' + b"[" * 100_000, "recursion"),
+        (b'{"id": "q", "question": "Who?", "answers": [' + b"1" * 5000 + b"]}", "digits"),
+        (json.dumps(row(question="a \ud800 b")).encode(), "'question' cannot be written as UTF-8"),
+        (json.dumps(row(answers=["\udc00"])).encode(), "'answers' cannot be written as UTF-8"),
+        (json.dumps(row(note={"\ud83d": 1})).encode(), "'note' cannot be written as UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("questions", [True, False])
+def test_a_line_that_cannot_be_decoded_or_encoded_is_named(tmp_path, name, bad, says, questions):
+    path = tmp_path / name
+    good = [json.dumps(row(i, question="Où?"), ensure_ascii=False).encode() for i in range(500)]
+    content = b"\n".join([*good[:3], b"", bad, *good[3:]])
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    with pytest.raises(ValueError, match=says) as caught:
+        load_rows(path, questions=questions)
+    assert str(caught.value).startswith(f"{path}, line 5: ")
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path):
     path = tmp_path / "train.jsonl"
-    path.write_bytes(json.dumps(row(question="Où?"), ensure_ascii=False).encode("latin-1"))
-    with pytest.raises(ValueError, match="expected UTF-8 text"):
-        load_rows(path)
+    path.write_text(json.dumps(row(question="Who is \U0001f600?")))
+    assert r"\ud83d\ude00" in path.read_text()
+    assert load_rows(path)[0]["question"] == "Who is \U0001f600?"
 
 
 # Finding

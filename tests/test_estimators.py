@@ -18,9 +18,7 @@ from torch import Tensor
 
 from agentr1.advantages import (
     TurnRewards,
-    batch_whitened,
     greedy_baseline,
-    group_baseline_whitened,
     group_mean,
     group_standardised,
     leave_one_out,
@@ -373,11 +371,23 @@ def test_a_batch_paid_by_turns_alone_is_not_trained_on_zeros(estimator):
 
 # Without process rewards: the outcome-only form, to the last bit
 
+
+def whitened(rewards: Tensor, group_size: int) -> Tensor:
+    """Minus the group's mean, by the deviation of that over the batch."""
+    centred = group_mean(rewards, group_size).masked_fill(rewards.isnan(), NAN)
+    deviation = (centred.square().nansum() / ((~centred.isnan()).sum() - 1)).sqrt() + EPS
+    return (centred / deviation).nan_to_num(nan=0.0)
+
+
+def whitened_over_the_batch(rewards: Tensor, group_size: int) -> Tensor:
+    return whitened(rewards, len(rewards))
+
+
 OUTCOME_FORMS = {
     rloo: leave_one_out,
     turn_loo: leave_one_out,
-    reinforce_pp: batch_whitened,
-    reinforce_pp_baseline: group_baseline_whitened,
+    reinforce_pp: whitened_over_the_batch,
+    reinforce_pp_baseline: whitened,
     remax: greedy_baseline,
     mt_grpo: group_standardised,
 }

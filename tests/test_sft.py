@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,14 +122,28 @@ def test_what_is_no_demonstration_is_refused_with_its_place(
     assert str(refused.value).startswith("file.jsonl:3: ")
 
 
-@pytest.mark.parametrize("bad", ["no json", "[]", '{"message": []}', '{"messages": "Hi."}', ""])
-def test_a_bad_line_names_file_and_line(tmp_path: Path, bad: str) -> None:
-    path = tmp_path / "d.jsonl"
-    path.write_text(json.dumps({"messages": CONVERSATION}) + f"\n{bad}\n")
-    with pytest.raises(ValueError) as refused:
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (b"no json", "got no json"),
+        (b"[]", r"got \[\]"),
+        (b'{"message": []}', r"got \{'message': \[\]\}"),
+        (b'{"messages": "Hi."}', "got {'messages': 'Hi.'}"),
+        (b'{"messages": ["Caf\xe9"]}', "0xe9, expected UTF-8"),
+        (rb'{"messages": [{"role": "user", "content": "\ud800"}]}', "'messages' cannot be written"),
+        (b'{"messages": ' + b"[" * 100_000, "recursion"),
+        (b'{"messages": ' + b"1" * 5000, "digits"),
+    ],
+)
+def test_a_bad_line_names_file_and_line(tmp_path: Path, name: str, bad: bytes, said: str) -> None:
+    path = tmp_path / name
+    good = json.dumps({"messages": CONVERSATION}).encode()
+    content = b"\n".join([good, b"", bad, *[good] * 100])
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    with pytest.raises(ValueError, match=said) as refused:
         list(read_conversations(path))
-    assert f"{path}:2: " in str(refused.value)
-    assert bad in str(refused.value)
+    assert str(refused.value).startswith(f"{path}, line 3: ")
 
 
 @pytest.fixture
@@ -182,7 +197,7 @@ def test_the_commands_mistakes_are_one_line(
 ) -> None:
     (recipe.parent / "d.jsonl").write_text("no json\n")
     assert main([recipe.name]) == 2
-    assert "d.jsonl:1: " in capsys.readouterr().err
+    assert "d.jsonl, line 1: " in capsys.readouterr().err
     assert main([recipe.name, "--demonstrations", "nowhere.jsonl"]) == 2
     assert "demonstrations 'nowhere.jsonl' was not found" in capsys.readouterr().err
     recipe.write_text(recipe.read_text().replace("demonstrations: d.jsonl\n", ""))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentr1.envs.one_shot import NaiveRagEnv
 from agentr1.recipe import Recipe, Task
 from agentr1.retrieval.base import Hit, Passage
 from agentr1.systems import (
@@ -25,7 +26,10 @@ from agentr1.systems import (
     player,
     prepare,
 )
-from agentr1.tools.search import Search
+from agentr1.tools.policy import ToolPolicy
+from agentr1.tools.runner import ToolRunner
+from agentr1.tools.search import Search, result_line
+from agentr1.types import ToolCall
 
 HERE = ["--use_cpu", "true", "--train_limit", "4", "--dev_limit", "4", "--test_limit", "4"]
 TALK = [
@@ -140,16 +144,74 @@ class Fixed:
         return self.hits[:k]
 
 
-@given(st.lists(st.text("ab ", max_size=12), max_size=6), st.integers(0, 60), st.integers(1, 6))
-def test_the_best_passages_stay_as_long_as_they_fit(texts: list[str], room: int, k: int) -> None:
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def odd(text: str) -> int:
+    """A count that a longer text may have less of, as a tokenizer's may."""
+    return len(text) // 2 + len(text) % 3
+
+
+@given(
+    st.lists(st.text("ab \n", max_size=40), max_size=6),
+    *(st.integers(0, 90), st.integers(0, 90), st.integers(1, 6)),
+    *(st.sampled_from([len, odd, words]), st.sampled_from([None, 7])),
+)
+def test_the_best_passages_stay_and_the_first_that_does_not_fit_is_cut_to_the_room(
+    texts: list[str], tokens: int, chars: int, k: int, count: Any, passage_chars: int | None
+) -> None:
     fixed = Fixed(texts)
-    sizes = [len(f"T: {text}\n") for text in texts[:k]]
-    for tokens, chars in ((room, 1000), (1000, room)):
-        within = WithinBudget(Search(fixed, 2), Budget(1, 1, 1, k, tokens, chars), len)
-        found = asyncio.run(within.find("q", k))
-        assert found == fixed.hits[: len(found)]
-        assert sum(sizes[: len(found)]) <= room
-        assert len(found) == len(sizes) or sum(sizes[: len(found) + 1]) > room
+    search = Search(fixed, k, passage_chars)
+    find = WithinBudget(search, Budget(1, 1, 1, k, tokens, chars), count).find
+    lines = [f"{result_line(hit.passage)}\n" for hit in asyncio.run(find("q", k))]
+    whole = [f"{result_line(hit.passage, passage_chars)}\n" for hit in fixed.hits[:k]]
+    assert sum(map(len, lines)) <= chars
+    assert sum(map(count, lines)) <= tokens
+    if lines != whole:
+        full = lines[: next(i for i, line in enumerate([*lines, ""]) if line != whole[i])]
+        assert len(lines) - len(full) in (0, 1)
+        more = whole[: len(full) + 1]
+        assert sum(map(len, more)) > chars or sum(map(count, more)) > tokens
+        if len(lines) > len(full):
+            beginning = lines[-1].removesuffix(" ...\n")
+            assert len(beginning) > len("T: ")
+            assert more[-1].startswith(beginning)
+
+
+@pytest.mark.parametrize("text", ["lorem ipsum " * 3334, "unbroken" * 5000])
+def test_of_a_passage_longer_than_the_budget_naive_rag_is_shown_what_a_search_shows(
+    text: str,
+) -> None:
+    search = Search(Fixed([text, "never seen"]), 2)
+    recipe, _ = prepared("--max_turns", "2", "--max_completion_length", "20000")
+    budget = budget_of(recipe)
+    assert budget.passage_chars == recipe.arguments.tool_max_chars == 4000
+    runner = ToolRunner([search], default_policy=ToolPolicy(max_chars=4000))
+    (outcome,) = asyncio.run(runner.run([ToolCall("1", "search", {"query": "q"})]))
+    policy_sees = outcome.content.rpartition("\n[cut: ")[0]
+    env = NaiveRagEnv(WithinBudget(search, budget, len), 2)
+    naive_sees = asyncio.run(env.reset({"question": "q"}))[-1].content
+    beginning = naive_sees.rpartition(" ...")[0]
+    assert policy_sees.startswith(beginning)
+    assert len(policy_sees) - 20 <= len(beginning) <= 4000
+
+
+def test_no_budget_is_exceeded_in_the_tokens_of_a_tokenizer() -> None:
+    recipe, task = prepared()
+    tokenizer = load_weights(choose(recipe, task)[0][0].source, recipe).tokenizer
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    texts = ["Ada <tool_call> \u00e9\u00e9 was\n born, 1815.", "  x" * 9, "12345 " * 8, "...!"]
+    for room in range(0, 90, 3):
+        budget = Budget(1, 1, 1, 4, room, 1000)
+        for first in range(len(texts)):
+            fixed = Fixed([*texts[first:], *texts[:first]])
+            within = WithinBudget(Search(fixed, 4), budget, count)
+            shown = asyncio.run(Search(within, 4)(query="q"))
+            assert shown == "No results." or count(shown) <= room
 
 
 @pytest.mark.parametrize("chars", [None, 5, 9, 40])
@@ -205,8 +267,11 @@ def test_few_shot_opens_with_two_demonstrations_under_the_recipes_own_prompt(
     ("text", "message"),
     [
         ('{"messages": []}\n', "holds 1 conversations, few_shot shows 2"),
-        ('{"messages": []}\n{"messages": []}\n', r"talks.jsonl:1: a demonstration needs a quest"),
-        ("no json\n", r"talks.jsonl:1: no JSON"),
+        (
+            '{"messages": []}\n{"messages": []}\n',
+            r"talks.jsonl, line 1: a demonstration needs a quest",
+        ),
+        ("no json\n", r"talks.jsonl, line 1: expected one JSON object a line"),
     ],
 )
 def test_demonstrations_that_cannot_be_shown_are_a_mistake(

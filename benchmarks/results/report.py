@@ -166,9 +166,8 @@ A corpus of {passages} passages, BM25, the same for all. These are not the setti
 small model, a small corpus that holds the questions' own passages, few train questions. Compare
 rows of the tables below with each other and with nothing else; results.json has every figure.
 """
-_A_PART = """`PATH` held a part of the official train and dev questions; for about half of HotpotQA's
-train questions it held the supporting passages only. `hub` takes all of them.
-"""
+_A_PART = """`PATH` held a part of the official train and dev questions; for about half of the train
+questions of HotpotQA it held the supporting passages only. `hub` takes all of them."""
 _READING = """- Exact match asks for the words alone. A model that was never shown the form answers
   in sentences, and its exact match says little: look at cover-EM, which is lenient and not to be
   put beside exact match. That a trained agent beats an untrained model in it is no more than that.
@@ -200,7 +199,7 @@ def page(
         if trained
         else device(out / "coldstart"),
         rows=f"{counts}.",
-        source="" if plan["source"] == "hub" else _A_PART.rstrip(),
+        source="" if plan["source"] == "hub" else _A_PART,
         passages=f"{mix['passages']:,}",
     )
     tables = [

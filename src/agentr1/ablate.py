@@ -102,7 +102,7 @@ def plan(
         name = f"{task}/{masks.algorithm}"
         options = [word for key, value in masks.settings.items() for word in (f"--{key}", value)]
         recipe = load_recipe(name, [*overrides, *options])
-        paid = process_options(recipe, process_recipe or f"{task}/process")
+        paid = process_options(recipe, process_recipe or f"{task}/process", overrides)
         for column, payment in zip(COLUMNS, paid, strict=True):
             key = (masks.algorithm, masks.folder, column)
             given = [*overrides, *options, *payment]
@@ -123,11 +123,18 @@ def plan(
     return cells
 
 
-def process_options(recipe: Recipe, donor: str) -> tuple[list[str], list[str]]:
+def process_options(
+    recipe: Recipe, donor: str, overrides: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     """Options of `agentr1 train` that take process rewards from a recipe, and that give it some.
 
     A recipe that pays turns itself is used as it is, and with all weights 0 without; any other is
     used as it is without, and with those of the donor.
+
+    Args:
+        recipe: with its overrides.
+        donor: recipe whose process rewards are taken.
+        overrides: the same, since the donor's own settings may not suit this machine.
 
     Raises:
         ValueError, FileNotFoundError: the donor pays no turn, or is not there.
@@ -135,7 +142,7 @@ def process_options(recipe: Recipe, donor: str) -> tuple[list[str], list[str]]:
     own = recipe.arguments.process_rewards
     if own:
         return ["--process_reward_weights", *("0" for _ in own)], []
-    given = load_recipe(donor).arguments
+    given = load_recipe(donor, overrides).arguments
     if not given.process_rewards:
         raise ValueError(
             f"neither {recipe.name} nor {donor} has process_rewards; name a recipe that has with "

@@ -109,33 +109,6 @@ def greedy_baseline(rewards: Tensor, group_size: int) -> Tensor:
     return (grouped - grouped[:, :1]).nan_to_num(nan=0.0).flatten(0, 1)  # (B, ...)
 
 
-def batch_whitened(rewards: Tensor, group_size: int = 1) -> Tensor:
-    """Reward minus the mean of the whole batch, divided by its standard deviation.
-
-    A_i = (r_i - mean(r_1..r_B)) / (std(r_1..r_B) + eps). REINFORCE++ (arXiv 2501.03262), with
-    statistics over trajectories: each one counts once, however many tokens it has. The deviation
-    depends on the row's own reward: not unbiased.
-
-    Args:
-        rewards: (B,).
-        group_size: not needed, the batch is one group; checked all the same, so that every
-            outcome estimator is called alike.
-    """
-    _grouped(rewards, group_size)
-    centred = _centred(rewards, max(len(rewards), 1))  # (B,)
-    return (centred / batch_deviation(centred.square())).nan_to_num(nan=0.0)  # (B,)
-
-
-def group_baseline_whitened(rewards: Tensor, group_size: int) -> Tensor:
-    """Reward minus the group's mean, divided by the batch's deviation of that difference.
-
-    A'_i = r_i - mean(group);  A_i = A'_i / (std(A'_1..A'_B) + eps). REINFORCE++ with baseline
-    (arXiv 2501.03262). The deviation depends on the row's own reward: not unbiased.
-    """
-    centred = _centred(rewards, group_size)  # (B,)
-    return (centred / batch_deviation(centred.square())).nan_to_num(nan=0.0)  # (B,)
-
-
 def batch_deviation(squares: Tensor) -> Tensor:
     """Standard deviation over the batch plus epsilon, (); not finite for fewer than two rows.
 

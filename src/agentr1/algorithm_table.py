@@ -26,7 +26,7 @@ from agentr1.cells import (
 from agentr1.commandline import guarded, split_arguments
 from agentr1.config import AgentConfig
 from agentr1.grid import carry_out, check_options, grid_parser
-from agentr1.recipe import load_recipe, metric_name
+from agentr1.recipe import find_recipe, load_recipe, metric_name, search_roots
 from agentr1.runs import write_json, write_text
 
 OUT = Path("runs/algorithms")
@@ -34,13 +34,34 @@ RECIPES = (
     *("grpo", "ppo", "rloo", "reinforce_pp", "reinforce_pp_baseline"),
     *("gigpo", "steppo", "turn_loo"),
 )
+"""Compared unless recipes are named: those of them that the task has."""
+
+
+def default_recipes(task: str) -> list[str]:
+    """Those of `RECIPES` that a task has, in that order.
+
+    Raises:
+        FileNotFoundError: it has none of them, or there is no such task.
+    """
+    there = {
+        path.stem for root in search_roots() for path in (root / "recipes" / task).glob("*.yaml")
+    }
+    if not there:
+        find_recipe(task)  # says which recipes there are
+    found = [name for name in RECIPES if name in there]
+    if not found:
+        raise FileNotFoundError(
+            f"task {task!r} has none of the recipes {', '.join(RECIPES)}, it has "
+            f"{', '.join(sorted(there))}; name some of these with --recipes"
+        )
+    return found
 
 
 def plan(
     task: str,
     out: Path,
     seeds: Sequence[int],
-    recipes: Sequence[str] = RECIPES,
+    recipes: Sequence[str],
     overrides: Sequence[str] = (),
 ) -> list[Cell]:
     """Name the runs of every recipe, and see that it loads.
@@ -118,7 +139,8 @@ def algorithms(args: argparse.Namespace, overrides: Sequence[str], argv: Sequenc
     """Do the runs of the table, or report on them; see `grid.carry_out` for what it raises."""
     check_options(args, overrides)
     args.out = args.out or OUT / args.task
-    cells = plan(args.task, args.out, args.seeds, args.recipes, overrides)
+    recipes = args.recipes or default_recipes(args.task)
+    cells = plan(args.task, args.out, args.seeds, recipes, overrides)
     if not args.report:
         check_cells(cells)
 
@@ -142,7 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`agentr1 algorithms TASK [--recipes grpo ppo] [--jobs N] [--report] [--key value ...]`."""
     parser = grid_parser("algorithms", "Compare what the recipes of a task gain.", str(OUT))
     parser.add_argument(
-        "--recipes", nargs="+", default=list(RECIPES), help="names of recipes of the task"
+        "--recipes",
+        nargs="+",
+        help=f"names of recipes of the task (those it has of {', '.join(RECIPES)})",
     )
     args, overrides = split_arguments(parser, argv)
     return guarded(lambda: algorithms(args, overrides, ["algorithms", *(argv or ())]), args.debug)

@@ -7,7 +7,8 @@ same (TRL#5224 is what happens otherwise). The codec must not know environments,
 
 Text from outside (questions, tool results) can name special tokens. `_fence` cuts such names
 apart before the template is rendered, so no control id can come out of foreign text; the text
-itself is unchanged, and text without such names is encoded exactly as the template would.
+itself is unchanged, and text without such names is encoded exactly as the template would. Only
+what an environment's author stands for (`Message.trusted`) is encoded like an action.
 """
 
 from __future__ import annotations
@@ -83,13 +84,14 @@ class Codec:
         Args:
             messages: anything an environment may open with or rewrite to.
             said: the policy's messages so far with their ids, in order. Where `messages` repeats
-                one of them, its ids stand there as they were sampled; any other text is foreign.
+                one of them, its ids stand there as they were sampled; any other text is foreign,
+                but for assistant messages marked `trusted`.
                 Of equal messages the last are the policy's: an opening may hold the same words.
 
         Returns:
             Token ids that end with the template's generation prompt.
         """
-        sampled = _as_sampled(messages, said)
+        sampled = _as_sampled(messages, said) | self._trusted(messages)
         ids: tuple[int, ...] = ()
         foreign: list[Message] = []  # since the last action
         for i, message in enumerate(messages):
@@ -99,6 +101,11 @@ class Codec:
             else:
                 foreign.append(message)
         return ids + self._before(foreign, ids)
+
+    def _trusted(self, messages: Sequence[Message]) -> dict[int, tuple[int, ...]]:
+        """The ids of assistant messages that stand as if the policy had said them, by place."""
+        spoken = [(i, m) for i, m in enumerate(messages) if i and m.role == "assistant"]
+        return {i: self.action(m.content) for i, m in spoken if m.trusted}
 
     def _before(self, foreign: Sequence[Message], context: Sequence[int]) -> tuple[int, ...]:
         """What stands before an action: an opening, or after `context` an observation."""

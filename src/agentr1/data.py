@@ -7,10 +7,8 @@ and must not know environments, rewards or tokens.
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from agentr1.retrieval.manifest import NAME as MANIFEST
 from agentr1.retrieval.manifest import check_corpus, read_manifest
 from agentr1.retrieval.remote import is_address
 from agentr1.sources.folder import CARD
+from agentr1.sources.records import read_records
 
 _ENDINGS = (".jsonl", ".jsonl.gz")
 _TEXTS = List(Value("string"))
@@ -55,19 +54,35 @@ def load_rows(
     if limit is not None and limit < 1:
         raise ValueError(f"the limit for {path.name} must be at least 1, or unset, got {limit}")
     rows: list[dict[str, Any]] = []
-    seen: dict[str, int] = {}
-    for number, record in itertools.islice(_records(path), limit):
-        row = _row(record, f"{path}, line {number}", questions)
-        first = seen.setdefault(row["id"], number)
-        if first != number:
+    seen: dict[str, str] = {}
+    for place, record in itertools.islice(read_objects(path), limit):
+        row = _row(record, place, questions)
+        first = seen.setdefault(row["id"], place)
+        if first != place:
             raise ValueError(
-                f"{path}, line {number}: id {row['id']!r} is also on line {first}; ids tell rows "
-                "apart in every comparison, make them unique"
+                f"{place}: id {row['id']!r} is also on {first.removeprefix(f'{path}, ')}; ids tell "
+                "rows apart in every comparison, make them unique"
             )
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no rows, expected one JSON object a line")
     return rows
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Read one JSON object a line as they are asked for, each with its place, file and line.
+
+    Args:
+        path: a `.jsonl` or `.jsonl.gz` file of UTF-8 text; empty lines are passed over.
+
+    Raises:
+        ValueError: with file and line number, also of text that could not be encoded again.
+    """
+    if not path.name.endswith(_ENDINGS):
+        raise ValueError(f"expected one of {' or '.join(_ENDINGS)} files, got {path.name!r}")
+    for place, record in read_records(path):
+        _check_encodable(record, place)
+        yield place, record
 
 
 def find_split(dataset_dir: str | Path, split: str, *, dev_for_test: bool = False) -> Path:
@@ -157,36 +172,19 @@ def to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
     return Dataset.from_dict(columns, features=Features(features))
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers and parsed lines, read as they are asked for."""
-    if not path.name.endswith(_ENDINGS):
-        raise ValueError(f"rows are read from {' or '.join(_ENDINGS)} files, got {path.name!r}")
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, _parsed(line, f"{path}, line {number}")
-    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read after line {number}: {error}; expected UTF-8 text"
-            + (", gzip-compressed" if path.suffix == ".gz" else "")
-        ) from error
+def _check_encodable(record: Mapping[str, Any], place: str) -> None:
+    """Refuse here what a tokenizer, Arrow or a result's file would refuse without saying where."""
+    for name, value in record.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{place}: {name!r} cannot be written as UTF-8 ({error}); remove half of a "
+                "surrogate pair or put the whole character, and nest less deeply"
+            ) from error
 
 
-def _parsed(line: str, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{place}: expected one JSON object a line, got {_short(line)} ({error})"
-        ) from error
-
-
-def _row(record: Any, place: str, questions: bool) -> dict[str, Any]:
-    if not isinstance(record, dict):
-        raise ValueError(f"{place}: expected a JSON object, got {_short(record)}")
+def _row(record: Mapping[str, Any], place: str, questions: bool) -> dict[str, Any]:
     for name in ("id", "question") if questions else ("id",):
         value = record.get(name)
         if not isinstance(value, str) or not value.strip():
@@ -195,9 +193,9 @@ def _row(record: Any, place: str, questions: bool) -> dict[str, Any]:
                 f"the columns {sorted(record)}"
             )
     if not questions:  # TRL wants a prompt in any case; the environment's own is what is played
-        return record | {"prompt": [{"role": "user", "content": record["id"]}]}
+        return {**record, "prompt": [{"role": "user", "content": record["id"]}]}
     prompt = [{"role": "user", "content": record["question"]}]
-    return record | {"answers": _answers(record, place), "prompt": prompt}
+    return {**record, "answers": _answers(record, place), "prompt": prompt}
 
 
 def _answers(record: Mapping[str, Any], place: str) -> list[str]:

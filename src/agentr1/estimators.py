@@ -85,8 +85,9 @@ def reinforce_pp(rewards: TurnRewards) -> Tensor:
     A'_{i,k} = o_i - mean_j o_j + R_{i,k} - mean_j R_{j,k}, means over all B, R = 0 at absent turns;
     A = A' / (s + eps), s^2 = sum_i mean_k A'^2_{i,k} / (B - 1), the inner mean over the turns of i.
     Biased: s depends on the row's own reward (A' is unbiased up to (B - 1) / B). Without process
-    rewards exactly `batch_whitened`. REINFORCE++ (arXiv 2501.03262), with statistics in which every
-    trajectory counts once, however many tokens it has, and the KL penalty left to the loss.
+    rewards s is the standard deviation of the outcomes. REINFORCE++ (arXiv 2501.03262), with
+    statistics in which every trajectory counts once, however many tokens it has, and the KL penalty
+    left to the loss.
     """
     whole = max(len(rewards.outcome), 1)
     outcome = group_mean(rewards.outcome, whole)  # (B,)
@@ -99,8 +100,8 @@ def reinforce_pp_baseline(rewards: TurnRewards) -> Tensor:
 
     A' as in `reinforce_pp`, but with means over the G of the group; A = A' / (s + eps) with s over
     the batch as there. Biased: s depends on the row's own reward (A' is unbiased up to
-    (G - 1) / G). Without process rewards exactly `group_baseline_whitened`. REINFORCE++ with
-    baseline (arXiv 2501.03262).
+    (G - 1) / G). Without process rewards s is the standard deviation of the o_i - mean_group o.
+    REINFORCE++ with baseline (arXiv 2501.03262).
     """
     outcome = group_mean(rewards.outcome, rewards.group_size)  # (B,)
     process = group_mean(process_returns(rewards), rewards.group_size)  # (B, K)

@@ -8,7 +8,6 @@ does the rest.
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from agentr1.codec import Codec
 from agentr1.commandline import guarded, recipe_parser, split_arguments
+from agentr1.data import read_objects
 from agentr1.models import load_tokenizer, resolve_model
 from agentr1.parsing import render_call
 from agentr1.progress import MetricsFile, ProgressBar
@@ -31,6 +31,7 @@ from agentr1.train import (
     launch_overrides,
     model_init_kwargs,
     prepare_process,
+    refuse_several_gpus,
     run_folder,
     use_our_progress,
 )
@@ -56,6 +57,7 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
     """
     prepare_process()
     recipe = load_recipe(name, [*launch_overrides(), *overrides], training=SFTConfig)
+    refuse_several_gpus(recipe.training)
     if recipe.arguments.demonstrations is None:
         raise ValueError(f"recipe {recipe.name} names no demonstrations; set `demonstrations:`")
     demonstrations = find_path(recipe.arguments.demonstrations, "demonstrations")
@@ -90,24 +92,19 @@ def sft(name: str, overrides: Sequence[str] = ()) -> Path:
 
 
 def read_conversations(path: Path) -> Iterator[tuple[str, list[Any]]]:
-    """Read `{"messages": [...]}` lines; each conversation comes with its place, `file:line`.
+    """Read `{"messages": [...]}` lines; each conversation comes with its place, file and line.
+
+    Args:
+        path: see `data.read_objects`.
 
     Raises:
         ValueError: a line is no such object; the message names file and line.
     """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record: Any = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}:{number}: no JSON, got {line[:80]!r} ({error})"
-                ) from error
-            if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
-                raise ValueError(
-                    f"{path}:{number}: expected {{'messages': [...]}}, got {line[:80]!r}"
-                )
-            yield f"{path}:{number}", record["messages"]
+    for place, record in read_objects(path):
+        messages = record.get("messages")
+        if not isinstance(messages, list):
+            raise ValueError(f"{place}: expected {{'messages': [...]}}, got {str(record)[:80]}")
+        yield place, messages
 
 
 def training_rows(
@@ -193,7 +190,7 @@ def _message(message: Any) -> Message:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`agentr1 sft RECIPE [--key value ...]`."""
-    parser = recipe_parser("sft", "Fine-tune a policy on demonstrations.")
+    parser = recipe_parser("sft", "Fine-tune a policy on demonstrations.", "SFTConfig")
     args, overrides = split_arguments(parser, argv)
     return guarded(lambda: sft(args.recipe, overrides), args.debug)
 

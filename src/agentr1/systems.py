@@ -39,7 +39,7 @@ from agentr1.retrieval.base import Hit
 from agentr1.retrieval.remote import is_address
 from agentr1.rollout import Limits
 from agentr1.sft import read_conversations, recorded
-from agentr1.tools.search import Search, shortened
+from agentr1.tools.search import Search, result_line, shortened
 from agentr1.types import Message
 
 SYSTEMS: dict[str, str] = {
@@ -321,21 +321,43 @@ class WithinBudget:
         self._count = count
 
     async def find(self, query: str, k: int) -> list[Hit]:
-        """At most `k` hits; the worst are dropped until the rest fits."""
-        hits = [self._cut(hit) for hit in await self._search.retriever.find(query, k)]
-        lines = [f"{hit.passage.title}: {hit.passage.text}\n" for hit in hits]
-        tokens = itertools.accumulate(map(self._count, lines))
-        chars = itertools.accumulate(map(len, lines))
-        most = self._budget
-        return [
-            hit
-            for hit, t, c in zip(hits, tokens, chars, strict=True)
-            if t <= most.passage_tokens and c <= most.passage_chars
-        ]
+        """At most `k` hits; the first that does not fit is cut to the room left and ends them."""
+        tokens, chars = self._budget.passage_tokens, self._budget.passage_chars
+        found: list[Hit] = []
+        for hit in await self._search.retriever.find(query, k):
+            whole = _cut(hit, self._search.passage_chars)
+            fitting = whole if self._fits(whole, tokens, chars) else self._part(hit, tokens, chars)
+            if fitting is not None:
+                found.append(fitting)
+            if fitting is not whole:
+                break
+            line = _line(whole)
+            tokens, chars = tokens - self._count(line), chars - len(line)
+        return found
 
-    def _cut(self, hit: Hit) -> Hit:
-        text = shortened(hit.passage.text, self._search.passage_chars)
-        return hit._replace(passage=dataclasses.replace(hit.passage, text=text))
+    def _fits(self, hit: Hit, tokens: int, chars: int) -> bool:
+        line = _line(hit)
+        return len(line) <= chars and self._count(line) <= tokens
+
+    def _part(self, hit: Hit, tokens: int, chars: int) -> Hit | None:
+        """A hit with the longest beginning of its text that fits; None if not a character does."""
+        low, high = 0, min(len(hit.passage.text), self._search.passage_chars or chars, chars)
+        while low < high:  # `low` fits, or is nothing
+            middle = (low + high + 1) // 2
+            if self._fits(_cut(hit, middle), tokens, chars):
+                low = middle
+            else:
+                high = middle - 1
+        return _cut(hit, low) if low else None
+
+
+def _cut(hit: Hit, limit: int | None) -> Hit:
+    text = shortened(hit.passage.text, limit)
+    return hit._replace(passage=dataclasses.replace(hit.passage, text=text))
+
+
+def _line(hit: Hit) -> str:
+    return f"{result_line(hit.passage)}\n"
 
 
 def demonstrations(recipe: Recipe, codec: Codec) -> list[Message]:

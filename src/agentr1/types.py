@@ -67,6 +67,9 @@ class Message:
         tool_call_id: for `role="tool"`, the call that this message answers.
         name: for `role="tool"`, the tool's name.
         cut: True for an assistant message that hit its per-turn cap before it ended.
+        trusted: True for an assistant message of a prompt that the environment's author stands
+            for, an example say: control tokens named in it are live, as if the policy had said it.
+            Never to be read from a row or a service.
         length: tokens that were sampled for an assistant message, which may be more than its text
             takes when encoded anew; None for a message that nobody sampled.
     """
@@ -76,6 +79,7 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     cut: bool = False
+    trusted: bool = False
     length: int | None = dataclasses.field(default=None, compare=False)
 
 

@@ -6,6 +6,7 @@ and no files of demonstrations.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ class FewShot(Env):
         env: the environment itself, for the same one episode.
         messages: question, calls, results and answer of each example, as they stand in a
             conversation: calls as `<tool_call>` in the assistant's text. They come after the
-            environment's system prompt and before its question.
+            environment's system prompt and before its question. What the assistant says there is
+            trusted: its calls are encoded as the policy's own would be.
     """
 
     def __init__(self, env: Env, messages: Sequence[Message]) -> None:
@@ -31,7 +33,9 @@ class FewShot(Env):
                 f"system prompt, got roles {roles}; leave out what is before the question"
             )
         self.env = env
-        self.messages = tuple(messages)
+        self.messages = tuple(
+            dataclasses.replace(m, trusted=True) if m.role == "assistant" else m for m in messages
+        )
 
     @property
     def tool_schemas(self) -> Sequence[dict[str, Any]]:

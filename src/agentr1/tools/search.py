@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agentr1.retrieval.base import Retriever
+from agentr1.retrieval.base import Passage, Retriever
 from agentr1.retrieval.limits import LONGEST_QUERY
 from agentr1.retrieval.places import open_retriever
 from agentr1.tools.base import ToolError
@@ -63,12 +63,18 @@ class Search:
         # JSON can spell half a surrogate pair, which is no text that could be sent or searched.
         query = query.encode("utf-8", errors="replace").decode("utf-8")
         found = await self.retriever.find(query, self.k)
-        lines = (self._line(hit.passage.title, hit.passage.text) for hit in found)
+        lines = (result_line(hit.passage, self.passage_chars) for hit in found)
         return "\n".join(lines) or "No results."
 
-    def _line(self, title: str, text: str) -> str:
-        """A passage without line breaks: whoever reads results finds the titles at line starts."""
-        return " ".join(f"{title}: {shortened(text, self.passage_chars)}".splitlines())
+
+def result_line(passage: Passage, limit: int | None = None) -> str:
+    """A passage without line breaks: whoever reads results finds the titles at line starts.
+
+    Args:
+        passage: what was found.
+        limit: characters from which its text is cut.
+    """
+    return " ".join(f"{passage.title}: {shortened(passage.text, limit)}".splitlines())
 
 
 def shortened(text: str, limit: int | None) -> str:
