@@ -8,7 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agentr1.cells import Cell, State, header, markdown, number, runs_of, state_of, with_interval
+from agentr1.cells import (
+    Cell,
+    State,
+    evaluation,
+    header,
+    markdown,
+    number,
+    remark,
+    runs_of,
+    state_of,
+    with_interval,
+)
+from agentr1.runs import write_json
 from agentr1.statistics import Interval
 from grids import finish_run, make_run
 
@@ -104,6 +116,15 @@ def test_a_record_holds_what_the_table_was_made_of(full: Cell, partial: Cell) ->
     assert top["metric"] == "exact_match"
     assert top["environments"] == [{"cpus": 2, "versions": {"trl": "1.16.0"}}]
     assert top["date"][:2] == "20"
+    assert (top["split"], remark(top)) == (None, "")
+
+
+def test_rows_of_dev_are_called_so_under_the_table(full: Cell) -> None:
+    for run in full.runs.values():
+        write_json(run.folder / "eval.json", {"split": "dev"} | evaluation(run))
+    top = header([full], ["ablate", "quickstart"])
+    assert top["split"] == "dev"
+    assert "rows of dev" in remark(top)
 
 
 def test_runs_come_seed_by_seed(full: Cell, partial: Cell) -> None:

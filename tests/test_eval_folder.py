@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agentr1.eval_folder import EvalFolder, digest_of_rows, fingerprint, newest_evaluation
+from agentr1.eval_folder import (
+    EvalFolder,
+    digest_of_rows,
+    fingerprint,
+    fingerprint_of_corpus,
+    newest_evaluation,
+)
 from agentr1.retrieval.build import IndexSettings, build_index
 
 IDS = [f"q{i}" for i in range(7)]
@@ -49,20 +55,30 @@ def test_two_processes_do_not_write_to_one_evaluation(tmp_path: Path) -> None:
     found = written(tmp_path, "")
     with found.alone(), pytest.raises(RuntimeError, match="another process is writing"):
         EvalFolder(tmp_path).alone()
-    with EvalFolder(tmp_path).alone():
-        pass
+    with EvalFolder(tmp_path / "new").alone():
+        EvalFolder(tmp_path / "new").accept(SETTINGS)  # the lock alone makes it no foreign folder
+
+
+def test_what_is_only_checked_is_not_written(tmp_path: Path) -> None:
+    found = EvalFolder(tmp_path / "new")
+    assert found.check(SETTINGS) == SETTINGS
+    assert not found.path.exists()
+    found.accept(SETTINGS)
+    assert found.check({"naive_rag": {}}) == SETTINGS | {"naive_rag": {}}
+    assert found.settings() == SETTINGS
 
 
 def test_noting_how_good_an_index_is_makes_it_no_other(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"id": "a", "title": "T", "text": "one two"}\n')
     build_index(corpus, tmp_path / "index", IndexSettings("bm25"))
-    before = fingerprint(tmp_path / "index")
+    before = fingerprint_of_corpus(tmp_path / "index")
     (tmp_path / "index" / "quality.json").write_text("{}")
-    assert fingerprint(tmp_path / "index") == before
+    assert fingerprint_of_corpus(tmp_path / "index") == before
     with (tmp_path / "index" / "passages.jsonl").open("a") as file:
         file.write("x")
-    assert fingerprint(tmp_path / "index") != before
+    assert fingerprint_of_corpus(tmp_path / "index") != before
+    assert fingerprint_of_corpus(corpus) == fingerprint(corpus)
 
 
 @pytest.mark.parametrize("names", [["q0", "q2", "q1"], [*IDS, "q7"], ["q0", "q0"]])

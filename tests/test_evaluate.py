@@ -134,6 +134,17 @@ def test_a_limit_takes_the_same_questions_whatever_the_order_of_the_file() -> No
     assert drawn(rows, None) == drawn(rows, 99) == sorted(rows, key=lambda row: row["id"])
 
 
+def test_a_limit_draws_from_all_rows_of_a_split_and_not_from_those_of_the_recipe(
+    here: Path, tmp_path: Path
+) -> None:
+    dataset(tmp_path / "data", range(N))
+    words = ("--dataset", str(tmp_path / "data"), "--test_limit", "2")
+    folder = run(here, tmp_path / "out", *words, baselines=(), limit=4)
+    lines = (tmp_path / "data" / "test.jsonl").read_text().splitlines()
+    played = [s.row_id for s in stream_scores(folder / "evaluation" / "after.jsonl")]
+    assert played == [row["id"] for row in drawn([json.loads(line) for line in lines], 4)]
+
+
 def test_dev_rows_are_not_called_test_rows(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

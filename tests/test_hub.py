@@ -88,8 +88,10 @@ def test_every_metric_of_an_evaluation_is_shown(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     after: dict[str, Any] = {"exact_match": 0.5, "f1": 0.7, "n": 4, "turns": 3.5, "faults": 0.25}
     after["intervals"] = {"exact_match": [0.2, 0.8], "f1": [0.5, 0.9]}
-    (run / "eval.json").write_text(json.dumps({"after": after}))
+    (run / "eval.json").write_text(json.dumps({"split": "dev", "after": after}))
     card = model_card(run)
+    assert "Tested on the rows of dev" in card
+    assert {result.dataset_split for result in ModelCard(card).data.eval_results} == {"dev"}
     assert "| after training | f1 | 0.700 | 0.500 to 0.900 | 4 |" in card
     assert "| before training | not measured |" in card
     assert "Means of an episode after training: 3.50 turns, 0.25 faults." in card

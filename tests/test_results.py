@@ -265,6 +265,9 @@ def test_the_report_pairs_every_seed_with_the_cold_start(tmp_path: Path) -> None
             '{"num_tokens": 5, "rollout/exact_match": 0.5}\n{"num_tok'  # killed while it wrote
         )
         write_scores(folder / "evaluation" / "after.jsonl", answered(right))
+        write_json(run / "final" / "config.json", {"seed": seed})
+        settings = {"policy": {"weights": fingerprint(run / "final")}}
+        write_json(folder / "evaluation" / "settings.json", settings)
         write_json(folder / "eval.json", {})
     todo = stages(out, "hub", "gpu", [1, 2], 1)
     assert seeds_of(out) == [1, 2]
@@ -304,6 +307,8 @@ def test_the_report_pairs_every_seed_with_the_cold_start(tmp_path: Path) -> None
     assert "2wiki, n=3, ceiling .750" in page
     assert "in no table: ppo, rloo, reinforce_pp, reinforce_pp_baseline." in page
     assert "make results ARGS='--source hub --scale gpu'" in page
+    write_json(out / "algorithms" / "grpo" / "seed2" / "final" / "config.json", {"trained": "anew"})
+    assert seeds_of(out) == [1]
 
 
 # Everything ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ One stage after another, each an `agentr1` command that skips what it has done b
 command may be stopped at any time (Ctrl-C, or `--minutes` is over) and goes on when it is given
 again. With `--jobs` several trainings share a GPU.
 
-    python -m benchmarks.results --source ../shared/data/multihop
+    python -m benchmarks.results --source PATH
     python -m benchmarks.results --minutes 8.5 --jobs 5
     python -m benchmarks.results --scale cpu
     python -m benchmarks.results --report

@@ -14,7 +14,7 @@ from agentr1.runs import stream_scores, write_json, write_text
 from agentr1.scoring import Outcome, outcome
 from agentr1.statistics import Interval, mean_over_runs, paired_difference_over_runs
 from benchmarks.results.mix import TESTED
-from benchmarks.results.stages import BASELINES, RL, Stage, tested
+from benchmarks.results.stages import BASELINES, RL, Stage, is_of, tested
 from benchmarks.results.stages import METRICS as PATHS
 
 METRICS = tuple(map(metric_name, PATHS))
@@ -56,7 +56,12 @@ def _systems(out: Path) -> Iterator[tuple[str, Seeds]]:
 
 def seeds_of(out: Path, name: str = "*") -> list[int]:
     """The seeds of the trainings, of one algorithm or of any, that have been tested."""
-    found = [path.parent.name for path in (out / "tests").glob(f"{name}/seed*/eval.json")]
+    tests = (path.parent for path in (out / "tests").glob(f"{name}/seed*/eval.json"))
+    found = [
+        test.name
+        for test in tests
+        if is_of(test, out / "algorithms" / test.parent.name / test.name / "final")
+    ]
     return sorted({int(folder.removeprefix("seed")) for folder in found})
 
 
@@ -166,8 +171,9 @@ A corpus of {passages} passages, BM25, the same for all. These are not the setti
 small model, a small corpus that holds the questions' own passages, few train questions. Compare
 rows of the tables below with each other and with nothing else; results.json has every figure.
 """
-_A_PART = """`PATH` held a part of the official train and dev questions; for about half of the train
-questions of HotpotQA it held the supporting passages only. `hub` takes all of them."""
+_A_FOLDER = (
+    """`PATH` is a folder with files of the three sets; `--source hub` takes the published ones."""
+)
 _READING = """- Exact match asks for the words alone. A model that was never shown the form answers
   in sentences, and its exact match says little: look at cover-EM, which is lenient and not to be
   put beside exact match. That a trained agent beats an untrained model in it is no more than that.
@@ -199,7 +205,7 @@ def page(
         if trained
         else device(out / "coldstart"),
         rows=f"{counts}.",
-        source="" if plan["source"] == "hub" else _A_PART,
+        source="" if plan["source"] == "hub" else _A_FOLDER,
         passages=f"{mix['passages']:,}",
     )
     tables = [

@@ -217,11 +217,11 @@ def _tests(
             yield Stage(
                 f"{name}-seed{seed}",
                 (*words, "--model", str(run / "final"), "--out", str(folder), *options),
-                lambda run=run, folder=folder: _is_of(folder, run / "final"),
+                lambda run=run, folder=folder: is_of(folder, run / "final"),
             )
 
 
-def _is_of(evaluation: Path, weights: Path) -> bool:
+def is_of(evaluation: Path, weights: Path) -> bool:
     """Whether an evaluation is over, and is of these weights rather than earlier ones."""
     if not (evaluation / "eval.json").exists():
         return False

@@ -20,6 +20,7 @@ from agentr1.cells import (
     interval_record,
     markdown,
     plan_cell,
+    remark,
     runs_of,
     with_interval,
 )
@@ -256,7 +257,7 @@ def ablate(args: argparse.Namespace, overrides: Sequence[str], argv: Sequence[st
     def report() -> None:
         top = header(list(cells.values()), argv)
         write_json(args.out / "ablation.json", {"task": args.task} | top | {"rows": records(cells)})
-        shown = table(cells)
+        shown = table(cells) + remark(top)
         write_text(args.out / "ablation.md", shown + "\n")
         print(shown)
         print(

@@ -20,6 +20,7 @@ from agentr1.cells import (
     markdown,
     number,
     plan_cell,
+    remark,
     runs_of,
     with_interval,
 )
@@ -149,7 +150,7 @@ def algorithms(args: argparse.Namespace, overrides: Sequence[str], argv: Sequenc
         write_json(
             args.out / "algorithms.json", {"task": args.task} | top | {"rows": records(cells)}
         )
-        shown = table(cells)
+        shown = table(cells) + remark(top)
         write_text(args.out / "algorithms.md", shown + "\n")
         print(shown)
         print(

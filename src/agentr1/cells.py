@@ -272,9 +272,10 @@ def interval_record(name: str, interval: Interval | None) -> dict[str, Any]:
 
 
 def header(cells: Sequence[Cell], command: Sequence[str]) -> dict[str, Any]:
-    """What a result file opens with: date, verb and its options, every environment of a run."""
+    """What a result file opens with: date, verb and its options, what the runs ran on and with."""
     environments: list[Any] = []
-    for run in (run for run in runs_of(cells) if state_of(run) is State.DONE):
+    done = [run for run in runs_of(cells) if state_of(run) is State.DONE]
+    for run in done:
         found = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
         if found not in environments:
             environments.append(found)
@@ -282,8 +283,16 @@ def header(cells: Sequence[Cell], command: Sequence[str]) -> dict[str, Any]:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(["agentr1", *command]),
         "metric": cells[0].metric,
+        "split": evaluation(done[0]).get("split") if done else None,
         "environments": environments,
     }
+
+
+def remark(top: Mapping[str, Any]) -> str:
+    """What has to stand under a table: nothing, or that its rows are not those of test."""
+    if top["split"] != "dev":
+        return ""
+    return "\n\nTested on the rows of dev: the data set has no others."
 
 
 def runs_of(cells: Iterable[Cell]) -> list[Run]:

@@ -29,6 +29,7 @@ from agentr1.types import Message
 BORROWED_TEMPLATES: dict[str, str] = {"smollm2": qwen2_5_chat_template}
 """Templates for families whose own has no tools, by a lower-case part of the model's name."""
 
+_OWN_MARKUP = re.compile(r"</?(tool_call|think)>")
 _MARKUP = re.compile(r"</?(tool_call|tool_response|think)>|<\|[^|]+\|>")
 _PROBE_ANSWER = "agentr1 probe answer"
 _PROBE = (Message("user", "agentr1 probe question"), Message("assistant", _PROBE_ANSWER))
@@ -157,6 +158,14 @@ class Codec:
             content: an assistant message's raw text, calls included, without its end of turn.
         """
         return (*self._encode((content,)), *self.end_of_turn_ids)
+
+    def forged(self, content: str) -> list[str]:
+        """Control tokens named in text that is to be the policy's own, but for calls and thoughts.
+
+        `action` would make them live: a recorded text that holds one ends its turn, or begins
+        another's.
+        """
+        return [name for name in self._fences.findall(content) if not _OWN_MARKUP.fullmatch(name)]
 
     def _working_template(self) -> str:
         """The first template that appends without rewriting: own, borrowed, TRL's training one."""

@@ -70,8 +70,8 @@ class AgentConfig(CreditConfig, GRPOConfig):
     max_fault_share: float = field(
         default=0.5,
         metadata={
-            "help": "Stop the run when a larger share of a batch's turns met a fault of the "
-            "infrastructure (a tool server down, say)."
+            "help": "Stop the run when a larger share of a batch's or a test's turns met a fault "
+            "of the infrastructure (a tool server down, say)."
         },
     )
     trajectory_steps: int = field(

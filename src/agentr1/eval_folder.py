@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from agentr1.runs import write_json
 from agentr1.types import Row
 
 SETTINGS = "settings.json"
+_LOCK = ".lock"
 _PART = 1 << 20  # a whole file of weights takes minutes to read
 
 
@@ -46,7 +48,14 @@ class EvalFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def accept(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
-        """Record the settings of systems, which must be those they were begun with.
+        """Record the settings of systems; see `check` for what it raises. Call it `alone`."""
+        write_json(self.path / "evaluation" / SETTINGS, self.check(wanted))
+
+    def check(self, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """See that systems have the settings they were begun with, if they were; write nothing.
+
+        Returns:
+            The settings of all systems, those that were begun and these.
 
         Raises:
             ValueError: a setting differs; the message says which, and from what. Or the systems
@@ -59,7 +68,8 @@ class EvalFolder:
             if differing:
                 raise ValueError(
                     f"{self.path} holds an evaluation of {system} with other settings: "
-                    f"{'; '.join(differing)}; give another --out, or the settings it was begun with"
+                    f"{'; '.join(differing)}; give another --out or the settings it was begun "
+                    "with, or remove it"
                 )
         both = (begun | plain).items()
         bases = {name: s["untrained"] for name, s in both if s.get("untrained")}
@@ -68,20 +78,26 @@ class EvalFolder:
                 f"{self.path} would compare baselines of different untrained models: {bases}; "
                 "give another --out, or the model it was begun with"
             )
-        if not begun and self.path.is_dir() and any(self.path.iterdir()):
+        foreign = sorted(
+            str(path.relative_to(self.path))
+            for path in itertools.chain(self.path.glob("*"), self.path.glob("evaluation/*"))
+            if path.name not in ("evaluation", _LOCK)
+        )
+        if not begun and foreign:
             raise ValueError(
                 f"{self.path} holds no evaluation that could go on, but is not empty: "
-                f"{sorted(p.name for p in self.path.iterdir())[:5]}; give another --out"
+                f"{foreign[:5]}; give another --out"
             )
-        write_json(self.path / "evaluation" / SETTINGS, begun | plain)
+        return begun | plain
 
     def alone(self) -> IO[str]:
-        """Keep other processes out until what comes back is closed; after `accept`.
+        """Keep other processes out until what comes back is closed.
 
         Raises:
             RuntimeError: another process is at work here.
         """
-        return locked(self.path / "evaluation" / ".lock", self.path)
+        (self.path / "evaluation").mkdir(parents=True, exist_ok=True)
+        return locked(self.path / "evaluation" / _LOCK, self.path)
 
     def done(self, system: str, ids: Sequence[str], at_once: int) -> int:
         """How many questions of a system are done; what an interrupt cut off is removed.
@@ -134,21 +150,31 @@ def newest_evaluation(recipe_name: str, root: Path = Path("runs")) -> Path:
     return found[-1]
 
 
+def fingerprint_of_corpus(place: Path | str) -> str:
+    """`fingerprint`; of an index, only of what searches read.
+
+    How good an index is may be measured, and noted in it, later.
+    """
+    folder = Path(place)
+    if not (folder / MANIFEST).is_file():
+        return fingerprint(place)
+    return _digest(folder, [folder / name for name in (MANIFEST, *read_manifest(folder).files)])
+
+
 def fingerprint(place: Path | str) -> str:
     """Tell the contents of a file or folder apart from others, without reading all of it.
 
-    Sizes, and the first and last megabyte of each file; of an address or a Hub id, its text. Of an
-    index, only what searches read: how good it is may be measured, and noted in it, later.
+    Sizes, and the first and last megabyte of each file; of an address or a Hub id, its text.
     """
     path = Path(place)
     if not path.exists():
         return str(place)
+    return _digest(path, [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path])
+
+
+def _digest(path: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    if (path / MANIFEST).is_file():
-        files = [path / name for name in sorted([MANIFEST, *read_manifest(path).files])]
-    else:
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
+    for file in sorted(files):
         digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
         with file.open("rb") as content:
             digest.update(content.read(_PART))

@@ -23,7 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agentr1 import rewards
 from agentr1.ceiling import ceiling_of
 from agentr1.commandline import guarded, recipe_parser, split_arguments
-from agentr1.eval_folder import EvalFolder, digest_of_rows, fingerprint, newest_evaluation
+from agentr1.eval_folder import (
+    EvalFolder,
+    digest_of_rows,
+    fingerprint,
+    fingerprint_of_corpus,
+    newest_evaluation,
+)
 from agentr1.eval_report import plot, report_of, show
 from agentr1.recipe import Recipe, Task, find_path
 from agentr1.runs import append_scores, new_run_folder, stream_scores, write_header, write_json
@@ -59,7 +65,8 @@ class Options:
 
     Attributes:
         split: train, dev or test.
-        limit: at most so many rows; which ones depends on their ids alone.
+        limit: at most so many rows, instead of the recipe's limit; which ones depends on the ids
+            of all rows of the split alone.
         baselines: names of `SYSTEMS`, or "all".
         cold_start: the model of the system of that name; see `systems.find_policy`.
         out: folder; one that was begun goes on. None for a new one under runs/eval.
@@ -144,15 +151,18 @@ def evaluate(
         KeyboardInterrupt: with how to go on.
     """
     options = options or Options()
-    recipe, task = prepare(name, overrides)
+    whole = options.split if options.limit is not None else None
+    recipe, task = prepare(name, overrides, whole)
     systems, left_out = choose(recipe, task, options.baselines, policy, options.cold_start)
     rows = drawn(getattr(task, options.split), options.limit)
     answered = all(row.get("answers") for row in rows)
     metrics = {**task.metrics, **(_STANDARD if answered else {}), **task.metrics}
     folder = EvalFolder(_folder(recipe, options))
     evaluation = Evaluation(recipe, task, rows, metrics, folder, options)
-    folder.accept({system.name: _settings(evaluation, system) for system in systems})
+    settings = {system.name: _settings(evaluation, system) for system in systems}
+    folder.check(settings)
     with folder.alone():
+        folder.accept(settings)  # another process may have begun there meanwhile
         if not (folder.path / "recipe.yaml").exists():
             write_header(folder.path, recipe.text, ["agentr1", *sys.argv[1:]])
         print("\n".join([f"budget of each system: {budget_of(recipe)}", *left_out]))
@@ -196,7 +206,7 @@ def _settings(evaluation: Evaluation, system: System) -> dict[str, Any]:
         "weights": weights,
         "untrained": None if system.name in ("policy", "cold_start") else weights,
         "rows": f"{len(evaluation.rows)} of {evaluation.split}, {digest_of_rows(evaluation.rows)}",
-        "corpus": None if place is None else fingerprint(place),
+        "corpus": None if place is None else fingerprint_of_corpus(place),
         "demonstrations": fingerprint(find_path(shown, "demonstrations"))
         if shown is not None and system.name == "few_shot"
         else None,

@@ -320,6 +320,7 @@ def _eval_results(
             task_type="text-generation",
             dataset_type=datasets[0] if datasets else folder,
             dataset_name=folder,
+            dataset_split=evaluation.get("split"),
             metric_type=metric,
             metric_value=value,
             metric_name=f"{metric} (95% interval {interval}, {part.get('n')} rows)",

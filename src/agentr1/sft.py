@@ -141,8 +141,8 @@ def recorded(conversation: Sequence[Mapping[str, Any]], codec: Codec) -> Traject
         codec: of the policy's tokenizer.
 
     Raises:
-        ValueError: a message is malformed, there is no assistant's, one opens the conversation or
-            follows another.
+        ValueError: a message is malformed, there is no assistant's, one opens the conversation,
+            follows another or names a control token that would be live.
     """
     messages = [_message(m) for m in conversation]
     roles = [m.role for m in messages]
@@ -151,6 +151,11 @@ def recorded(conversation: Sequence[Mapping[str, Any]], codec: Codec) -> Traject
         raise ValueError(
             "a demonstration needs a question, then assistant messages with something said to each "
             f"but the last, got roles {roles}"
+        )
+    for name in itertools.chain(*(codec.forged(messages[i].content) for i in spoken)):
+        raise ValueError(
+            f"an assistant message names the control token {name!r}, which would be live in it; "
+            "take it out, or leave the demonstration out"
         )
     prompt = tuple(messages[: spoken[0]])
     turns = []

@@ -112,8 +112,15 @@ class Weights:
     model: Any
 
 
-def prepare(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Task]:
+def prepare(
+    name: str, overrides: Sequence[str] = (), whole: str | None = None
+) -> tuple[Recipe, Task]:
     """Resolve a recipe for playing; no weights are loaded.
+
+    Args:
+        name: recipe, see `recipe.find_recipe`.
+        overrides: command-line options that overrule the recipe's keys.
+        whole: a split whose rows are all read, whatever limit the recipe sets.
 
     Raises:
         ValueError, FileNotFoundError: a mistake in the recipe or the command.
@@ -122,7 +129,8 @@ def prepare(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Task]:
     recipe = load_recipe(name, [*WITHOUT_TRAINING, *overrides])
     recipe.training.use_vllm = False  # a policy that is not trained is loaded here anyway
     recipe.training.check_for_environment()
-    return recipe, build_task(recipe.arguments)
+    lifted: dict[str, None] = {f"{whole}_limit": None} if whole else {}
+    return recipe, build_task(dataclasses.replace(recipe.arguments, **lifted))
 
 
 def load_player(name: str, overrides: Sequence[str] = (), policy: str | None = None) -> Player:

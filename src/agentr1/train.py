@@ -147,7 +147,7 @@ def _refuse_to_test_what_chose(recipe: Recipe, task: Task) -> None:
 
 def refuse_several_gpus(training: TrainingArguments) -> None:
     """Refuse what TRL refuses too, but only after it has loaded the weights."""
-    if training.n_gpu > 1:  # always 1 or 0 under a launcher, and on a CPU
+    if training.n_gpu > 1:  # at most 1 under a launcher of several, and on a CPU
         raise ValueError(
             f"a process trains on one GPU, but this one sees {training.n_gpu}; set "
             "CUDA_VISIBLE_DEVICES=0 (or another one's number), or start a process per GPU with "
@@ -330,7 +330,11 @@ def _test(trainer: AgentTrainer, task: Task, folder: Path, name: str) -> None:
     trainer.accelerator.print(
         f"testing the policy {name} training on {len(task.test)} {task.tested} rows"
     )
-    scored = trainer.play_greedily(task.test)
+    try:
+        scored = trainer.play_greedily(task.test)
+    except RuntimeError as error:
+        kept = f"the policy is in {folder / 'final'}, and --resume tests it"
+        raise RuntimeError(f"{error}; {kept}" if name == "after" else str(error)) from error
     if trainer.accelerator.is_main_process:
         write_scores(path, scored)
         write_json(path.with_suffix(".json"), summary(scored))
