@@ -307,6 +307,7 @@ def test_the_report_pairs_every_seed_with_the_cold_start(tmp_path: Path) -> None
     assert "2wiki, n=3, ceiling .750" in page
     assert "in no table: ppo, rloo, reinforce_pp, reinforce_pp_baseline." in page
     assert "make results ARGS='--source hub --scale gpu'" in page
+    assert "ahead of it: none; behind it: none." in page  # three questions tell nothing apart
     write_json(out / "algorithms" / "grpo" / "seed2" / "final" / "config.json", {"trained": "anew"})
     assert seeds_of(out) == [1]
 

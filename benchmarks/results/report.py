@@ -217,6 +217,8 @@ def page(
         parts.append(f"Not trained yet, so in no table: {', '.join(absent)}.\n")
     parts.append(f"## What they did\n\n{_conduct(systems)}\n")
     parts.append(f"## Differences in exact match, paired by question\n\n{_against(records)}\n")
+    if trained:
+        parts.append(f"{_verdict(records)}\n")
     if (masks := out / "ablation" / "ablation.md").exists():
         parts.append(f"## Masks\n\n{masks.read_text(encoding='utf-8')}")
     if trained:
@@ -264,6 +266,19 @@ def _against(records: Sequence[Mapping[str, Any]]) -> str:
             by_pair[line["system"], line["versus"]][line["dataset"]] = _with_ends(interval, "+")
     lines = [[*pair, *(cells[name] for name in TESTED)] for pair, cells in by_pair.items()]
     return markdown(["system", "against", *TESTED], lines)
+
+
+def _verdict(records: Sequence[Mapping[str, Any]]) -> str:
+    """Which trainings are sure to be better or worse than what they began with."""
+    sides: dict[str, list[str]] = {"ahead of": [], "behind": []}
+    for line in records:
+        if line.get("versus") == "cold_start" and line["metric"] == "exact_match":
+            low, high = line["ci95"]
+            side = "ahead of" if low > 0 else "behind" if high < 0 else None
+            if side:
+                sides[side].append(f"{line['system']} on {line['dataset']}")
+    said = [f"{side} it: {', '.join(names) or 'none'}" for side, names in sides.items()]
+    return f"Against the cold start, by the whole interval, {'; '.join(said)}."
 
 
 def _with_ends(interval: Interval, sign: str = "") -> str:
