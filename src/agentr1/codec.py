@@ -105,8 +105,11 @@ class Codec:
 
     def _trusted(self, messages: Sequence[Message]) -> dict[int, tuple[int, ...]]:
         """The ids of assistant messages that stand as if the policy had said them, by place."""
-        spoken = [(i, m) for i, m in enumerate(messages) if i and m.role == "assistant"]
-        return {i: self.action(m.content) for i, m in spoken if m.trusted}
+        return {
+            i: self.action(m.content)
+            for i, m in enumerate(messages)
+            if m.trusted and m.role == "assistant" and i
+        }
 
     def _before(self, foreign: Sequence[Message], context: Sequence[int]) -> tuple[int, ...]:
         """What stands before an action: an opening, or after `context` an observation."""

@@ -333,8 +333,10 @@ def _test(trainer: AgentTrainer, task: Task, folder: Path, name: str) -> None:
     try:
         scored = trainer.play_greedily(task.test)
     except RuntimeError as error:
+        if name == "before":
+            raise
         kept = f"the policy is in {folder / 'final'}, and --resume tests it"
-        raise RuntimeError(f"{error}; {kept}" if name == "after" else str(error)) from error
+        raise RuntimeError(f"{error}; {kept}") from error
     if trainer.accelerator.is_main_process:
         write_scores(path, scored)
         write_json(path.with_suffix(".json"), summary(scored))
