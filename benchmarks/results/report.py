@@ -105,13 +105,15 @@ def _scores(
                         "seed": seed,
                         "steps": steps(run) if learned else 0,
                         "device": device(run if trained else out / "baselines"),
-                        "command": " && ".join(
-                            [commands["algorithms"]]
-                            + [commands[f"{name}-seed{s}"] for s in seeds if seed in (s, None)]
-                            if trained
-                            else [commands["baselines"]]
-                        ),
+                        "command": _command(commands, name, [s for s in seeds if seed in (s, None)])
+                        if trained
+                        else commands["baselines"],
                     }
+
+
+def _command(commands: Mapping[str, str], name: str, seeds: Sequence[int | None]) -> str:
+    """What trains a system, and what tests it."""
+    return " && ".join([commands["algorithms"], *(commands[f"{name}-seed{s}"] for s in seeds)])
 
 
 def _differences(systems: Mapping[str, Seeds]) -> Iterator[dict[str, Any]]:
