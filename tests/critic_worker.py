@@ -21,7 +21,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback, training_args
 
 from agentr1.actor_critic import ActorCriticTrainer
-from agentr1.train import launch_overrides, prepare_process
+from agentr1.launch import launch_overrides, prepare_process
 from ranks_worker import ROWS
 from trainers import make_trainer, planned
 

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 
 from agentr1.actor_critic import ActorCriticTrainer
 from agentr1.algorithms import ALGORITHMS
+from agentr1.launch import launch_overrides, prepare_process
 from agentr1.ranks import leave_processes
-from agentr1.train import launch_overrides, prepare_process
 from agentr1.trainer import AgentTrainer
 from agentr1.types import Message, Row, StopReason, Trajectory, Turn
 from critic_worker import part_of

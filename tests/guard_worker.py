@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from agentr1.actor_critic import ActorCriticTrainer
 from agentr1.collapse import Alarm
 from agentr1.engines.base import Sampling
-from agentr1.train import launch_overrides, prepare_process
+from agentr1.launch import launch_overrides, prepare_process
 from agentr1.trainer import AgentTrainer
 from agentr1.types import Row, Trajectory
 from critic_worker import whole_weights

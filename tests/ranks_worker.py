@@ -30,8 +30,8 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from agentr1 import ToolPolicy, tool
 from agentr1.envs.tool_env import ToolEnv
+from agentr1.launch import launch_overrides, prepare_process
 from agentr1.tools.runner import ToolRunner
-from agentr1.train import launch_overrides, prepare_process
 from agentr1.trainer import AgentTrainer
 from agentr1.types import Message, Row, StepResult, ToolResult, Trajectory
 from trainers import make_trainer

@@ -413,7 +413,7 @@ def test_the_chat_templates_we_borrow_have_these_names(tokenizer: Any) -> None:
 
 
 def test_the_default_output_folder_is_the_one_we_replace(monkeypatch: pytest.MonkeyPatch) -> None:
-    from agentr1.train import DEFAULT_OUTPUT
+    from agentr1.launch import DEFAULT_OUTPUT
 
     assert GRPOConfig(use_cpu=True, bf16=False).output_dir == DEFAULT_OUTPUT
 

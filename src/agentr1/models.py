@@ -36,6 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import find_adapter_config_file
+from trl import ModelConfig
 
 Origin = Literal["folder", "hub", "wheel"]
 
@@ -296,3 +297,13 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` that a `ModelConfig` stands for, as TRL's scripts."""
+    return {
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation or "sdpa",
+        "revision": model.model_revision,
+        "device_map": None,  # one device a process: TRL's default would spread over all it sees
+    }

@@ -7,11 +7,13 @@ of `metrics.jsonl`. They read what was logged and decide nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from agentr1.runs import append_metrics
 
@@ -23,6 +25,14 @@ _SHOWN = {
     "eval_exact_match": "dev",
 }
 """Logged name to the word on the bar."""
+
+
+def use_our_progress(trainer: Any, callbacks: Sequence[TrainerCallback]) -> None:
+    """Replace the Trainer's own bar and printer."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
 
 
 class ProgressBar(TrainerCallback):

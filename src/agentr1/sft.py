@@ -20,21 +20,14 @@ from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 from agentr1.codec import Codec
 from agentr1.commandline import guarded, recipe_parser, split_arguments
 from agentr1.data import read_objects
-from agentr1.models import load_tokenizer, resolve_model
+from agentr1.launch import launch_overrides, prepare_process, refuse_several_gpus, run_folder
+from agentr1.models import load_tokenizer, model_init_kwargs, resolve_model
 from agentr1.parsing import render_call
-from agentr1.progress import MetricsFile, ProgressBar
+from agentr1.progress import MetricsFile, ProgressBar, use_our_progress
 from agentr1.ranks import leave_processes
 from agentr1.recipe import build_task, find_path, load_recipe, search_roots
 from agentr1.runs import write_header
 from agentr1.segments import flatten
-from agentr1.train import (
-    launch_overrides,
-    model_init_kwargs,
-    prepare_process,
-    refuse_several_gpus,
-    run_folder,
-    use_our_progress,
-)
 from agentr1.types import Message, Role, StopReason, Trajectory, Turn
 
 IGNORED = -100

@@ -6,16 +6,13 @@ Run by the console script, or as `accelerate launch ... -m agentr1.train RECIPE`
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -23,10 +20,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils.logging import disable_progress_bar
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import get_peft_config, get_quantization_config
 
 from agentr1.actor_critic import ActorCriticTrainer
 from agentr1.algorithms import ALGORITHMS
@@ -37,14 +32,19 @@ from agentr1.context import with_context
 from agentr1.data import to_dataset
 from agentr1.hub import model_card, push_run
 from agentr1.interrupts import Interrupts
-from agentr1.models import load_tokenizer, resolve_model
-from agentr1.progress import MetricsFile, ProgressBar
+from agentr1.launch import (
+    assert_world,
+    launch_overrides,
+    prepare_process,
+    refuse_several_gpus,
+    run_folder,
+)
+from agentr1.models import load_tokenizer, model_init_kwargs, resolve_model
+from agentr1.progress import MetricsFile, ProgressBar, use_our_progress
 from agentr1.recipe import Recipe, Task, build_task, load_recipe, metric_name, search_roots
 from agentr1.runs import (
     drop_metrics_after,
     drop_results,
-    new_run_folder,
-    newest_resumable,
     write_header,
     write_json,
     write_scores,
@@ -52,9 +52,6 @@ from agentr1.runs import (
 )
 from agentr1.scoring import summary
 from agentr1.trainer import AgentTrainer
-
-DEFAULT_OUTPUT = "trainer_output"
-"""TRL's default output folder, which means here: make one under `runs/`."""
 
 
 def train(
@@ -89,7 +86,7 @@ def train(
     push = recipe.training.push_to_hub
     recipe.training.push_to_hub = False  # the whole run is pushed, once, at the end
     trainer = _make_trainer(recipe, task, model, tokenizer, folder)
-    _assert_world(trainer)
+    assert_world(trainer.accelerator)
     if checkpoint is None or not (folder / "evaluation" / "before.json").exists():
         _test(trainer, task, folder, "before")
     _fit(trainer, folder, checkpoint)
@@ -145,54 +142,6 @@ def _refuse_to_test_what_chose(recipe: Recipe, task: Task) -> None:
         )
 
 
-def refuse_several_gpus(training: TrainingArguments) -> None:
-    """Refuse what TRL refuses too, but only after it has loaded the weights."""
-    if training.n_gpu > 1:  # at most 1 under a launcher of several, and on a CPU
-        raise ValueError(
-            f"a process trains on one GPU, but this one sees {training.n_gpu}; set "
-            "CUDA_VISIBLE_DEVICES=0 (or another one's number), or start a process per GPU with "
-            "`accelerate launch --config_file recipes/accelerate/ddp.yaml` (make: ACCELERATE=ddp)"
-        )
-
-
-def prepare_process() -> None:
-    """Silence libraries' own bars, and tell DeepSpeed what it would warn about finding out."""
-    disable_progress_bar()
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
-def launch_overrides() -> list[str]:
-    """What several processes without a GPU need, and a node of GPUs must not have.
-
-    accelerate passes DeepSpeed by when `use_cpu` is set, and gathers nothing over plain DDP when
-    it is not; the launcher says which of the two it started.
-    """
-    if torch.cuda.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return []
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        return ["--use_cpu", "false", "--ddp_backend", "gloo"]
-    return ["--use_cpu", "true"]
-
-
-def model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained` that a `ModelConfig` stands for, as TRL's scripts."""
-    return {
-        "dtype": model.dtype,
-        "attn_implementation": model.attn_implementation or "sdpa",
-        "revision": model.model_revision,
-        "device_map": None,  # one device a process: TRL's default would spread over all it sees
-    }
-
-
-def use_our_progress(trainer: Any, callbacks: Sequence[TrainerCallback]) -> None:
-    """Replace the Trainer's own bar and printer."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-
-
 def _make_trainer(
     recipe: Recipe, task: Task, model: str, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> AgentTrainer:
@@ -214,24 +163,6 @@ def _make_trainer(
     )
     use_our_progress(trainer, [ProgressBar(), MetricsFile(folder)])
     return trainer
-
-
-def run_folder(recipe: Recipe, resume: bool) -> Path:
-    """The same folder on every process, chosen by the first."""
-    chosen: list[Any] = [None]
-    if PartialState().is_main_process:
-        try:
-            named = recipe.training.output_dir not in (None, DEFAULT_OUTPUT)
-            if named:
-                chosen = [Path(recipe.training.output_dir)]
-            else:
-                chosen = [newest_resumable(recipe.name) if resume else new_run_folder(recipe.name)]
-        except OSError as error:  # every process must hear of it, or the others wait for ever
-            chosen = [error]
-    broadcast_object_list(chosen)
-    if isinstance(chosen[0], OSError):
-        raise chosen[0]
-    return chosen[0]
 
 
 def _last_checkpoint(folder: Path, max_steps: int) -> str:
@@ -260,20 +191,6 @@ def _prepare_folder(
         print(f"going on from {checkpoint}")
     if checkpoint is None:
         write_header(folder, recipe.text, command)
-
-
-def _assert_world(trainer: AgentTrainer) -> None:
-    """Refuse to start where the launcher made another number of processes than it said."""
-    accelerator = trainer.accelerator
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
-    mine = torch.tensor([accelerator.process_index], device=accelerator.device)
-    gathered: Any = accelerator.gather(mine)
-    seen = gathered.tolist()
-    if accelerator.num_processes != expected or seen != list(range(expected)):
-        raise RuntimeError(
-            f"WORLD_SIZE is {expected}, but accelerate sees {accelerator.num_processes} processes "
-            f"and a gather returned ranks {seen}; launch with one of recipes/accelerate/*.yaml"
-        )
 
 
 class _NoStepLeft(Exception):
