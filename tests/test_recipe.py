@@ -273,10 +273,11 @@ def test_what_a_recipe_says_in_so_many_words_is_kept(write: Callable[..., str]) 
     assert same.training.loss_type == "grpo"
 
 
+@pytest.mark.parametrize("kept", [0, 1])
 def test_a_loss_that_takes_each_row_for_an_episode_is_refused_with_short_contexts(
-    write: Callable[..., str],
+    write: Callable[..., str], kept: int
 ) -> None:
-    text = "algorithm: sapo\nmax_completion_length: 64\nkeep_last_observations: 1"
+    text = f"algorithm: sapo\nmax_completion_length: 64\nkeep_last_observations: {kept}"
     with pytest.raises(ValueError, match="keep_last_observations makes several rows"):
         load_recipe(write(text))
 

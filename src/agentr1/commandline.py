@@ -41,7 +41,7 @@ def recipe_parser(verb: str, description: str, trl: str = "GRPOConfig") -> argpa
         epilog="Every further --key value overrides that key of the recipe.",
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", help="x for recipes/x/grpo.yaml, x/y for recipes/x/y.yaml")
+    parser.add_argument("recipe", help="x (recipes/x/grpo.yaml), x/y (recipes/x/y.yaml), or a file")
     add_debug(parser)
     parser.trl = trl
     return parser

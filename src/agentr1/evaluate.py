@@ -315,14 +315,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = recipe_parser("eval", "Evaluate a policy, and baselines beside it.")
     add = parser.add_argument
     add("--model", help="the policy: model id or folder, adapter, or run folder")
-    add("--split", default="test", choices=["train", "dev", "test"])
+    add("--split", default="test", choices=["train", "dev", "test"], help="(test)")
     add("--limit", type=int, help="at most so many rows, drawn by their ids")
     add("--baselines", nargs="+", default=(), metavar="NAME", help=f"all, or of {_names()}")
     add("--cold-start", metavar="MODEL", help="the policy of the system cold_start")
     add("--out", type=Path, help="folder; an evaluation that was begun there goes on")
     add("--resume", action="store_true", help="go on in the recipe's newest evaluation")
     add("--sample", type=float, default=0.0, metavar="T", help="temperature, 0 is greedy")
-    add("--at-once", type=int, default=AT_ONCE, help="questions of a batch")
+    add("--at-once", type=int, default=AT_ONCE, help="questions of a batch (%(default)s)")
     args, overrides = split_arguments(parser, argv)
     return guarded(lambda: evaluate(args.recipe, overrides, args.model, _options(args)), args.debug)
 

@@ -170,14 +170,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("place", type=Path, metavar="CORPUS", help="passages, or an index folder")
-    parser.add_argument("--kind", choices=KINDS, default="bm25")
+    parser.add_argument("--kind", choices=KINDS, default="bm25", help="(%(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the index")
-    parser.add_argument("--encoder", default=DEFAULT, metavar="LIBRARY:MODEL", help="of embeddings")
+    parser.add_argument(
+        "--encoder", default=DEFAULT, metavar="LIBRARY:MODEL", help="of embeddings (%(default)s)"
+    )
     parser.add_argument("--query-prefix", default="", help='"query: " for models of the E5 kind')
     parser.add_argument("--passage-prefix", default="", help='"passage: " for these')
-    parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="of embeddings")
+    parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="of embeddings (auto)")
     parser.add_argument("--questions", type=Path, nargs="+", default=[], metavar="FILE")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 3, 5, 10], help="of recall@k")
+    parser.add_argument(
+        "--k", type=int, nargs="+", default=[1, 3, 5, 10], help="of recall@k (1 3 5 10)"
+    )
     add_debug(parser)
     args = parser.parse_args(argv)
     return guarded(lambda: _index(args), args.debug)

@@ -264,7 +264,8 @@ def _check_together(arguments: RecipeArguments, config: AgentConfig, model: Mode
         )
     if arguments.process_rewards:
         config.check_for_turn_advantages()
-    shortened = [k for k in ("keep_last_observations", "context_tokens") if getattr(arguments, k)]
+    shorten = ("keep_last_observations", "context_tokens")
+    shortened = [key for key in shorten if getattr(arguments, key) is not None]  # 0 shortens most
     if shortened and config.loss_type not in LOSSES_OF_CONTEXTS:
         raise ValueError(
             f"{shortened[0]} makes several rows of an episode, but loss_type={config.loss_type!r} "
