@@ -50,3 +50,11 @@ def test_what_cannot_be_read_is_not_known(tmp_path: Path) -> None:
         assert found.covered is None
         assert found.share is None
         assert why in found.note
+
+
+def test_what_a_search_cuts_off_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    passage = {"id": "1", "title": "Paris", "text": "far behind the cut: Berlin"}
+    path.write_text(json.dumps(passage) + "\n", encoding="utf-8")
+    assert ceiling_of(path, ROWS[1:2]).share == 1.0
+    assert ceiling_of(path, ROWS[1:2], 10).share == 0.0

@@ -111,6 +111,17 @@ def test_rows_that_fall_out_are_counted_by_reason(write: Any, capsys: Any) -> No
         assert reason in said
 
 
+def test_what_test_asks_beyond_its_limit_is_left_out_too(
+    write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write([row("Ada"), row("Cleo")])
+    held = [row("Zoe"), row("Cleo", id="asked")]
+    (tmp_path / "data" / "test.jsonl").write_text("\n".join(map(json.dumps, held)))
+    assert run() == 0
+    kept = (tmp_path / "d.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in kept] == ["Ada"]
+
+
 def test_order_and_number_are_drawn_by_the_seed_alone(write: Any) -> None:
     write([row(name) for name in NAMES])
     assert run("--n", "3") == 0

@@ -215,6 +215,7 @@ def test_what_is_done_is_not_played_again_and_systems_can_be_added(
         ([], {"limit": 3}, "rows was '10 of test, .*' and is '3 of test"),
         ([], {"sample": 0.5}, "sample was 0.0 and is 0.5"),
         ([], {"at_once": 5}, "at_once was 4 and is 5"),
+        (["--dtype", "bfloat16"], {}, "dtype was 'float32' and is 'bfloat16'"),
         (["--system_prompt", "Hi."], {}, r"arguments.system_prompt was .*and is 'Hi\.'"),
     ],
 )
@@ -223,6 +224,28 @@ def test_other_settings_do_not_go_on(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(here, whole, *words, **options)
+
+
+def test_another_corpus_does_not_go_on(here: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(here / "data", tmp_path / "data")
+    with (tmp_path / "data" / "corpus.jsonl").open("a", encoding="utf-8") as corpus:
+        corpus.write('{"id": "new", "title": "New", "text": "A passage more."}\n')
+    with pytest.raises(ValueError, match="policy with other settings: corpus was"):
+        run(here, whole, "--dataset", str(tmp_path / "data"))
+
+
+def test_the_ceiling_is_that_of_what_a_search_shows(here: Path, whole: Path) -> None:
+    def coverage(*words: str) -> float:
+        out = here / f"ceiling{len(words)}"
+        run(here, out, "--max_turns", "1", *words, baselines=(), limit=4)
+        return json.loads((out / "eval.json").read_text())["corpus"]["answer_coverage"]
+
+    assert coverage() == 1.0
+    assert coverage("--search_passage_chars", "5") < 1.0
+
+
+def test_no_fault_at_all_may_be_asked_for(here: Path, tmp_path: Path) -> None:
+    run(here, tmp_path / "out", "--max_fault_share", "0", baselines=(), limit=2)
 
 
 def test_a_policy_that_was_trained_on_does_not_go_on(here: Path, whole: Path) -> None:

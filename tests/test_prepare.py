@@ -293,6 +293,15 @@ def test_train_questions_that_dev_asks_are_left_out(tmp_path: Path) -> None:
     assert card["splits"]["dev"]["questions"] == 2
 
 
+@pytest.mark.parametrize("pieces", [["train test"], ["test", "train"], ["train", "test"]])
+def test_train_questions_that_test_asks_are_left_out(tmp_path: Path, pieces: list[str]) -> None:
+    train = [made.own(1), made.own(9, question=SAME[0])]
+    write_own(tmp_path / "in", train=train, test=[made.own(2)])
+    for splits in pieces:
+        prepare("nq", tmp_path / "out", splits=splits.split(), source=str(tmp_path / "in"))
+    assert [row["id"] for row in lines_of(tmp_path / "out" / "train.jsonl")] == ["q1"]
+
+
 def test_train_alone_says_that_overlap_was_not_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -394,3 +394,17 @@ def test_one_command_goes_from_data_to_the_table_and_then_does_nothing_twice(
     assert said.count("done before") == 11
     assert "took" not in said
     assert (tmp_path / "docs" / "results.md").read_text() == page
+
+
+def test_the_verdict_names_the_right_side() -> None:
+    ends = {"grpo": [0.1, 0.2], "ppo": [-0.2, -0.1], "rloo": [-0.1, 0.1]}
+    about = {"versus": "cold_start", "dataset": "2wiki", "metric": "exact_match"}
+    said = report_module._verdict([{"system": s, "ci95": e} | about for s, e in ends.items()])
+    assert said.endswith("ahead of it: grpo on 2wiki; behind it: ppo on 2wiki.")
+
+
+def test_steps_are_those_of_the_newest_checkpoint(tmp_path: Path) -> None:
+    for step in (2, 10, 4):
+        write_json(tmp_path / f"checkpoint-{step}" / "trainer_state.json", {"global_step": step})
+    assert report_module.steps(tmp_path) == 10
+    assert report_module.steps(tmp_path / "none") == 0

@@ -246,6 +246,7 @@ def test_a_title_is_shown_where_a_passage_begins_with_it(title, line, shown):
 def test_a_line_separator_inside_a_passage_begins_no_passage():
     result = "Rome: old\N{LINE SEPARATOR}Paris: no\N{NEXT LINE}Paris: no\x0cParis: no"
     assert titles_shown(["Paris", "Rome"], result) == {"Rome"}
+    assert titles_shown(["12"], "12:30 to Rome: a train") == set()
     assert passages_in(f"{result}\nLyon: b\n[cut: 3 more characters]") == [result, "Lyon: b"]
     assert passages_in("No results.") == []
 

@@ -603,3 +603,12 @@ def test_work_finishes_inside_a_running_loop_as_a_notebook_has_one() -> None:
         return finish(answer())
 
     assert finish(answer()) == asyncio.run(cell()) == 7
+
+
+def test_an_observation_that_a_rewrite_replaces_need_not_fit_the_old_context(codec):
+    summary = (Message("user", "Summary"),)
+    results = [dataclasses.replace(said("x" * 200), rewrite=summary)]
+    limits = Limits(max_turns=3, max_completion_length=60)
+    episode, _ = play(codec, Replies(results), "Hm.", "So.", limits=limits)
+    assert episode.stop_reason is StopReason.ENVIRONMENT
+    assert len(flatten(episode)) == 2

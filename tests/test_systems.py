@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from agentr1.envs.one_shot import NaiveRagEnv
 from agentr1.recipe import Recipe, Task
 from agentr1.retrieval.base import Hit, Passage
+from agentr1.scoring import evaluate_rows
 from agentr1.systems import (
     SYSTEMS,
     Budget,
@@ -232,8 +233,24 @@ def opening(name: str, *overrides: str) -> tuple[list[str], Any]:
 def test_closed_book_is_the_question_alone_and_one_answer() -> None:
     texts, ready = opening("closed_book")
     assert texts[-1] == ready.task.test[0]["question"]
-    assert (ready.limits.max_turns, ready.limits.max_completion_length) == (1, 48)
+    assert (ready.limits.max_turns, ready.limits.max_turn_tokens) == (1, 48)
     assert ready.codec.tools == []
+
+
+@pytest.mark.parametrize("name", ["closed_book", "naive_rag"])
+def test_an_answer_that_is_cut_counts_with_all_its_numbers(name: str) -> None:
+    _, ready = opening(name, "--max_turn_tokens", "2")
+    (played,) = evaluate_rows(
+        ready.task.test[:1],
+        *(ready.task.env_factory, ready.codec, ready.engine),
+        limits=ready.limits,
+        metrics=ready.task.metrics,
+    )
+    (turn,) = played.trajectory.turns
+    assert len(turn.action_ids) == 2
+    assert turn.info["cut"] == 1.0
+    assert turn.info["passages"] == (8.0 if name == "naive_rag" else 0.0)
+    assert played.values["exact_match"] == 0.0
 
 
 def test_naive_rag_is_shown_the_first_passages_of_the_recipes_search() -> None:

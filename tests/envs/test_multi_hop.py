@@ -20,8 +20,9 @@ from agentr1.recipe import build_task, load_recipe
 from agentr1.retrieval.base import Passage
 from agentr1.retrieval.bm25 import Bm25Index
 from agentr1.retrieval.gathering import Gathered
-from agentr1.rewards import exact_match_reward, new_supporting_title, repeated_query
+from agentr1.rewards import exact_match_reward, new_supporting_title, repeated_query, valid_call
 from agentr1.rollout import Limits, rollout
+from agentr1.tools.base import tool
 from agentr1.tools.finish import answer
 from agentr1.tools.runner import ToolRunner
 from agentr1.tools.search import Search
@@ -181,3 +182,24 @@ def test_a_recipe_names_it(tmp_path: Path, finish: str) -> None:
     assert env.finish_tool == (finish or None)
     assert list(task.metrics) == ["exact_match", "format"]
     assert [reward.__name__ for reward in task.rewards] == ["paper", "legacy"]
+
+
+def test_what_is_given_to_any_finish_tool_is_no_evidence(codec: Codec) -> None:
+    @tool
+    def submit(text: str) -> str:
+        """Answer.
+
+        Args:
+            text: The answer.
+        """
+        return text
+
+    row = {"id": "1", "question": "Who?", "answers": ["x"], "supporting_titles": ["Ed Wood"]}
+    paid = [(new_supporting_title, 1.0), (valid_call, 0.25)]
+    env = MultiHopEnv(ToolRunner([submit]), process_rewards=paid, finish_tool="submit")
+    call = '<tool_call>{"name": "submit", "arguments": {"text": "Ed Wood: a director"}}</tool_call>'
+    asyncio.run(env.reset(row))
+    result = asyncio.run(env.step(Message("assistant", call)))
+    assert result.terminated
+    assert result.reward == 0.25
+    assert (result.info["gold_found"], result.info["passages"]) == (0.0, 0.0)

@@ -83,9 +83,15 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     touch(tmp_path / "both" / "dev.jsonl", tmp_path / "both" / "dev.jsonl.gz")
     with pytest.raises(ValueError, match=r"dev.jsonl and dev.jsonl.gz; name the one"):
         find_splits("nq", nq, tmp_path / "both")
-    touch(tmp_path / "some.jsonl", tmp_path / "train_dev.jsonl", tmp_path / "train.txt")
+    touch(
+        tmp_path / "some.jsonl",
+        tmp_path / "latest.jsonl",
+        tmp_path / "train_dev.jsonl",
+        tmp_path / "train.txt",
+    )
     for name, said in {
         "some.jsonl": "cannot tell which split",
+        "latest.jsonl": "cannot tell which split",
         "train_dev.jsonl": "cannot tell which split",
         "train.txt": "expected a file ending",
     }.items():

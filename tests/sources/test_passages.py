@@ -100,3 +100,15 @@ def test_a_wrong_corpus_says_where(tmp_path: Path, records: list, said: str) -> 
         file.add_file(source)
     assert str(raised.value).startswith(str(source))
     assert said in str(raised.value)
+
+
+def test_a_corpus_may_repeat_what_official_records_brought(tmp_path: Path) -> None:
+    own = {"id": passage_id("T", "x"), "title": "T", "text": "x"}
+    write_lines(tmp_path / "own.jsonl", [own, passage(1)])
+    write_lines(tmp_path / "other.jsonl", [own | {"text": "y"}])
+    with PassageFile(tmp_path / "corpus.jsonl") as file:
+        file.add(Context("T", "x"))
+        file.add_file(tmp_path / "own.jsonl")
+        assert (len(file), file.repeated) == (2, 1)
+        with pytest.raises(ValueError, match="an earlier passage with another title"):
+            file.add_file(tmp_path / "other.jsonl")

@@ -8,6 +8,7 @@ ends when the policy answers without a call, or with a successful call of the fi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -103,7 +104,7 @@ class ToolEnv(Env):
             notice = Message("user", EMPTY_NOTICE)
             info = self._numbers(()) | {"mistakes": 1.0}
             return StepResult((notice,), info=info, anchor=self._anchor())
-        outcomes = await self.runner.run(calls, self._calls)
+        outcomes = tuple(map(self._unsaid, await self.runner.run(calls, self._calls)))
         reward = self._pay(outcomes)
         self._past += outcomes
         self._evidence.update(_digest(o.name, o.content) for o in outcomes if o.failure is None)
@@ -117,6 +118,14 @@ class ToolEnv(Env):
             fault=next((o.content for o in outcomes if o.failure == "fault"), None),
             anchor=self._anchor(),
         )
+
+    def _unsaid(self, outcome: ToolOutcome) -> ToolOutcome:
+        """A finish tool's result is shown to nobody, so it is no evidence and earns as none.
+
+        Most give back what they were given: the policy could pay itself.
+        """
+        finishes = outcome.name == self.finish_tool and outcome.failure is None
+        return dataclasses.replace(outcome, content="") if finishes else outcome
 
     def _anchor(self) -> str:
         """The evidence gathered so far: what the tools have found, in whatever order.

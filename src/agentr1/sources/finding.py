@@ -6,6 +6,7 @@ repository, or rows of this project: `train`, `dev` and `test`, with a `corpus` 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,8 +85,8 @@ def _only(found: Sequence[Path]) -> Path:
 def _split_of(file: Path) -> str:
     if not file.name.endswith(ENDINGS):
         raise ValueError(f"--source {file}: expected a file ending in {', '.join(ENDINGS)}")
-    name = file.name.lower()
-    found = [s for s, words in _SPELLINGS.items() if any(word in name for word in words)]
+    named = set(re.split(r"[^a-z]+", file.name.lower()))
+    found = [split for split, words in _SPELLINGS.items() if named.intersection(words)]
     if len(found) != 1:
         raise ValueError(
             f"--source {file}: cannot tell which split this is; let its name say train, dev or "

@@ -129,6 +129,9 @@ class PassageFile(LineFile):
         elif not self._contents.add(digest(identity, title, text)):
             self.repeated += 1
         elif not self._ids.add(digest(identity)):
+            if identity == passage_id(title, text):  # `add` had it: only this id says what it holds
+                self.repeated += 1
+                return
             raise ValueError(
                 f"{place}: id {identity!r} is that of an earlier passage with another title or "
                 "text; rows name passages by id, make them unique"
