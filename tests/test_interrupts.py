@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -323,6 +325,29 @@ def test_a_stop_in_the_last_step_keeps_the_policy_and_skips_its_test(
         assert main(run(folder, *options, "--resume")[3:]) == 0
         assert json.loads((folder / "eval.json").read_text("utf-8"))["after"]["n"] == 6
         assert steps_logged(folder) == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_full_disk_is_told_and_costs_no_earlier_checkpoint(tmp_path: Path) -> None:
+    """A disk of its own, on which the first checkpoint fits and not the second."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size=20m tmpfs {disk}"
+    alone = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*alone, mount], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    train = shlex.join(run(disk / "run", "--save_steps", "1"))
+    shown = f"ls {disk}/run {disk}/run/checkpoint-1; cat {disk}/run/checkpoint-1/trainer_state.json"
+    done = subprocess.run(
+        [*alone, f"{mount}; {train}; echo code $?; {shown}"], capture_output=True, text=True
+    )
+    assert "code 2" in done.stdout
+    assert f"error: no space left for {disk}/run/checkpoint-2; checkpoints" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "checkpoint-1" in done.stdout
+    assert "_incomplete" not in done.stdout
+    assert '"global_step": 1' in done.stdout
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 _ASIDE = "_incomplete"
 """Checkpoints are written in this folder and moved out when complete."""
+_FULL = 2**22
+"""Bytes; what is left where a file did not fit."""
 _COLLAPSED = "collapsed"
 """In the place of `checkpoint`: nothing resumes from such a folder or goes back to it."""
 
@@ -35,13 +37,21 @@ class WholeCheckpoints(Trainer):
         final = (
             Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         )
+        aside = final.parent / _ASIDE / final.name
         self._saving = True
         try:
             super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if not _is_full(aside.parent, error):
+                raise
+            shutil.rmtree(aside.parent, ignore_errors=True)
+            raise OSError(
+                f"no space left for {final}; checkpoints before it are whole. Free some, or make "
+                "them fewer or smaller (save_total_limit, save_only_model); then --resume goes on"
+            ) from error
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()
-        aside = final.parent / _ASIDE / final.name
         if self.state.best_model_checkpoint == str(aside):
             self.state.best_model_checkpoint = str(final)
         if self.args.should_save:
@@ -57,6 +67,12 @@ class WholeCheckpoints(Trainer):
                 old.rename(aside.parent / f"old-{old.name}")
             shutil.rmtree(aside.parent)
         self.accelerator.wait_for_everyone()
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether this is why a file could not be written; torch names a position, and no reason."""
+    said = "No space left" in str(error) or "quota" in str(error).lower()
+    return said or shutil.disk_usage(folder).free < _FULL
 
 
 def surplus(folder: Path, limit: int | None, best: str | None) -> list[Path]:
