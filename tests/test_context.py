@@ -19,10 +19,11 @@ from agentr1.envs.context import DROPPED, ContextEnv
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.models import load_tokenizer, resolve_model
 from agentr1.parsing import render_call
-from agentr1.recipe import Recipe, Task, build_task, load_recipe, search_roots
+from agentr1.recipe import Recipe, load_recipe, search_roots
 from agentr1.rollout import rollout_batch
 from agentr1.segments import flatten
 from agentr1.systems import load_player
+from agentr1.task import Task, build_task
 from agentr1.train import train
 from agentr1.types import Message, Row, StepResult, Trajectory
 from fakes import ScriptedPolicy

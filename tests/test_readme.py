@@ -18,9 +18,10 @@ from agentr1 import Env, Message, StopReason, ToolError, check_env
 from agentr1.cli import VERBS, main
 from agentr1.config import AgentConfig
 from agentr1.engines.base import Sampling
-from agentr1.recipe import build_task, find_recipe, load_recipe
+from agentr1.recipe import find_recipe, load_recipe
 from agentr1.recipe_arguments import RecipeArguments
 from agentr1.rollout import Limits, rollout
+from agentr1.task import build_task
 from agentr1.types import Trajectory, Turn
 from fakes import ScriptedPolicy
 

@@ -19,18 +19,11 @@ from agentr1 import cli, rewards
 from agentr1.codec import Codec
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.parsing import render_call
-from agentr1.recipe import (
-    build_task,
-    find_path,
-    find_recipe,
-    load_recipe,
-    metric_name,
-    resolve,
-    search_roots,
-)
+from agentr1.recipe import find_path, find_recipe, load_recipe, metric_name, search_roots
 from agentr1.recipe_arguments import RecipeArguments
 from agentr1.rollout import Limits
 from agentr1.scoring import Scored, evaluate_rows
+from agentr1.task import build_task, resolve
 from agentr1.tools.calculator import calculator
 from agentr1.tools.policy import ToolPolicy
 from agentr1.tools.search import Search

@@ -14,7 +14,8 @@ from trl import SFTConfig
 
 from agentr1.algorithms import ALGORITHMS
 from agentr1.config import AgentConfig
-from agentr1.recipe import build_task, find_recipe, load_recipe
+from agentr1.recipe import find_recipe, load_recipe
+from agentr1.task import build_task
 from trainers import save_policy
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,13 +21,14 @@ from agentr1.cli import main
 from agentr1.engines.base import Sampling
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.parsing import render_call
-from agentr1.recipe import build_task, load_recipe
+from agentr1.recipe import load_recipe
 from agentr1.retrieval.base import load_passages
 from agentr1.retrieval.bm25 import Bm25Index
 from agentr1.retrieval.build import IndexSettings, build_index
 from agentr1.retrieval.http import HttpIndex
 from agentr1.rollout import Limits, rollout_batch
 from agentr1.segments import flatten
+from agentr1.task import build_task
 from agentr1.tools.policy import ToolPolicy
 from agentr1.tools.runner import ToolRunner
 from agentr1.tools.search import Search

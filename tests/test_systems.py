@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentr1.envs.one_shot import NaiveRagEnv
-from agentr1.recipe import Recipe, Task
+from agentr1.recipe import Recipe
 from agentr1.retrieval.base import Hit, Passage
 from agentr1.scoring import evaluate_rows
 from agentr1.systems import (
@@ -27,6 +27,7 @@ from agentr1.systems import (
     player,
     prepare,
 )
+from agentr1.task import Task
 from agentr1.tools.policy import ToolPolicy
 from agentr1.tools.runner import ToolRunner
 from agentr1.tools.search import Search, result_line

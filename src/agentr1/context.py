@@ -1,6 +1,6 @@
 """A recipe's keys for what the policy is shown, on top of its environment.
 
-Layer 6, between `recipe.build_task` and whoever plays: apart from the task itself, since these keys
+Layer 6, between `task.build_task` and whoever plays: apart from the task itself, since these keys
 count tokens and a task is built before any tokenizer is there. How a context is kept short is
 `envs.context`, what the policy is told is `envs.budget`.
 """
@@ -17,7 +17,8 @@ from agentr1.envs.budget import BudgetEnv
 from agentr1.envs.check import check_env
 from agentr1.envs.context import ContextEnv, Count
 from agentr1.loops import finish
-from agentr1.recipe import Recipe, Task
+from agentr1.recipe import Recipe
+from agentr1.task import Task
 from agentr1.types import Message
 
 

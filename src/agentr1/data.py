@@ -1,6 +1,6 @@
 """Questions in: files of rows to checked dictionaries, and those to what TRL's sampler takes.
 
-Layer 6. `recipe.py` reads rows through it, `train.py` hands them to TRL. A row keeps every column
+Layer 6. `task.py` reads rows through it, `train.py` hands them to TRL. A row keeps every column
 it came with, because rewards may read any of them; this module knows which columns must be there
 and must not know environments, rewards or tokens.
 """

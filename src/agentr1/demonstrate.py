@@ -26,8 +26,9 @@ from agentr1.demonstrations import (
     demonstrator,
 )
 from agentr1.loops import finish
-from agentr1.recipe import WITHOUT_TRAINING, Recipe, build_task, load_recipe
+from agentr1.recipe import WITHOUT_TRAINING, Recipe, load_recipe
 from agentr1.rewards import normalize_answer
+from agentr1.task import build_task
 from agentr1.types import Row
 
 AT_ONCE = 32

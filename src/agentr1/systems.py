@@ -26,19 +26,12 @@ from agentr1.envs.few_shot import FewShot
 from agentr1.envs.one_shot import ClosedBookEnv, NaiveRagEnv
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.models import ModelSource, eos_ids, load_policy, load_tokenizer, resolve_model
-from agentr1.recipe import (
-    WITHOUT_TRAINING,
-    Recipe,
-    Task,
-    build_task,
-    find_path,
-    load_recipe,
-    search_roots,
-)
+from agentr1.recipe import WITHOUT_TRAINING, Recipe, find_path, load_recipe, search_roots
 from agentr1.retrieval.base import Hit
 from agentr1.retrieval.remote import is_address
 from agentr1.rollout import Limits
 from agentr1.sft import read_conversations, recorded
+from agentr1.task import Task, build_task
 from agentr1.tools.search import Search, result_line, shortened
 from agentr1.types import Message
 

@@ -41,7 +41,7 @@ from agentr1.launch import (
 )
 from agentr1.models import load_tokenizer, model_init_kwargs, resolve_model
 from agentr1.progress import MetricsFile, ProgressBar, use_our_progress
-from agentr1.recipe import Recipe, Task, build_task, load_recipe, metric_name, search_roots
+from agentr1.recipe import Recipe, load_recipe, metric_name, search_roots
 from agentr1.runs import (
     drop_metrics_after,
     drop_results,
@@ -51,6 +51,7 @@ from agentr1.runs import (
     write_text,
 )
 from agentr1.scoring import summary
+from agentr1.task import Task, build_task
 from agentr1.trainer import AgentTrainer
 
 

@@ -16,12 +16,13 @@ from agentr1.envs.check import check_env
 from agentr1.envs.multi_hop import MultiHopEnv
 from agentr1.envs.tool_env import ToolEnv
 from agentr1.parsing import render_call
-from agentr1.recipe import build_task, load_recipe
+from agentr1.recipe import load_recipe
 from agentr1.retrieval.base import Passage
 from agentr1.retrieval.bm25 import Bm25Index
 from agentr1.retrieval.gathering import Gathered
 from agentr1.rewards import exact_match_reward, new_supporting_title, repeated_query, valid_call
 from agentr1.rollout import Limits, rollout
+from agentr1.task import build_task
 from agentr1.tools.base import tool
 from agentr1.tools.finish import answer
 from agentr1.tools.runner import ToolRunner
