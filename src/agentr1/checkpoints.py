@@ -7,6 +7,8 @@ Trainer's way of saving, nothing of rollouts.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,8 +73,9 @@ class WholeCheckpoints(Trainer):
 
 def _is_full(folder: Path, error: Exception) -> bool:
     """Whether this is why a file could not be written; torch names a position, and no reason."""
-    said = "No space left" in str(error) or "quota" in str(error).lower()
-    return said or shutil.disk_usage(folder).free < _FULL
+    if any(os.strerror(reason) in str(error) for reason in (errno.ENOSPC, errno.EDQUOT)):
+        return True
+    return folder.is_dir() and shutil.disk_usage(folder).free < _FULL
 
 
 def surplus(folder: Path, limit: int | None, best: str | None) -> list[Path]:

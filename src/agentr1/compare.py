@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="a run folder, or runs/<recipe>/latest")
     parser.add_argument("other", type=Path, help="the run to compare it with")
-    parser.add_argument("--metric", default="exact_match", help="(exact_match)")
+    parser.add_argument("--metric", default="exact_match", help="(%(default)s)")
     parser.add_argument("--evaluation", default="after", help="which evaluation of the runs")
     add_debug(parser)
     args = parser.parse_args(argv)

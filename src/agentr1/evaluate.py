@@ -316,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = recipe_parser("eval", "Evaluate a policy, and baselines beside it.")
     add = parser.add_argument
     add("--model", help="the policy: model id or folder, adapter, or run folder")
-    add("--split", default="test", choices=["train", "dev", "test"], help="(test)")
+    add("--split", default="test", choices=["train", "dev", "test"], help="(%(default)s)")
     add("--limit", type=int, help="at most so many rows, drawn by their ids")
     add("--baselines", nargs="+", default=(), metavar="NAME", help=f"all, or of {_names()}")
     add("--cold-start", metavar="MODEL", help="the policy of the system cold_start")

@@ -177,7 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--query-prefix", default="", help='"query: " for models of the E5 kind')
     parser.add_argument("--passage-prefix", default="", help='"passage: " for these')
-    parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="of embeddings (auto)")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default="auto", help="of embeddings (%(default)s)"
+    )
     parser.add_argument("--questions", type=Path, nargs="+", default=[], metavar="FILE")
     parser.add_argument(
         "--k", type=int, nargs="+", default=[1, 3, 5, 10], help="of recall@k (1 3 5 10)"

@@ -1,4 +1,4 @@
-"""What a command that trains makes sure of before a Trainer exists: its processes, their folder.
+"""What a command that trains makes sure of before the first step: its processes, their folder.
 
 The launcher is `accelerate launch`, or nothing: then there is one process. Knows neither tasks nor
 policies.

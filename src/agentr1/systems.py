@@ -272,9 +272,10 @@ def player(name: str, recipe: Recipe, task: Task, weights: Weights) -> Player:
     limits: Limits = recipe.training.limits
     if name in ("closed_book", "naive_rag"):
         answer = budget_of(recipe).answer_tokens
-        limits = dataclasses.replace(limits, max_turns=1, max_turn_tokens=answer)
         # One more than an answer takes: a cut one is the environment's to judge and to count.
-        limits = dataclasses.replace(limits, max_completion_length=answer + 1)
+        limits = dataclasses.replace(
+            limits, max_turns=1, max_turn_tokens=answer, max_completion_length=answer + 1
+        )
         codec = Codec(weights.tokenizer, (), weights.source.path_or_id)
         task = dataclasses.replace(task, env_factory=_one_shot(name, recipe, task, codec))
     else:

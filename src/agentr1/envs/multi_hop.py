@@ -64,7 +64,7 @@ class MultiHopEnv(ToolEnv):
         result = await super().step(message)
         new = self._past[len(past) :]
         titled = bool(self._row.get("supporting_titles"))
-        shown = [o.content for o in new if o.failure is None and o.name != self.finish_tool]
+        shown = [outcome.content for outcome in new if outcome.failure is None]
         numbers = {
             "gold_found": new_supporting_title(self._row, new, past) if titled else 0.0,
             "passages": float(sum(len(passages_in(text)) for text in shown)),

@@ -124,14 +124,12 @@ class PassageFile(LineFile):
         identity = text_of(record, "id", place)
         title = optional_text(record, "title", place) or ""
         text = optional_text(record, "text", place)
+        named = identity in self and identity == passage_id(title, text or "")  # says what it holds
         if not text:
             self.empty += 1
-        elif not self._contents.add(digest(identity, title, text)):
+        elif named or not self._contents.add(digest(identity, title, text)):
             self.repeated += 1
         elif not self._ids.add(digest(identity)):
-            if identity == passage_id(title, text):  # `add` had it: only this id says what it holds
-                self.repeated += 1
-                return
             raise ValueError(
                 f"{place}: id {identity!r} is that of an earlier passage with another title or "
                 "text; rows name passages by id, make them unique"
